@@ -1,0 +1,154 @@
+"""The queue and the task, standing beside those of `starlette.background`."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, ParamSpec, Self, Unpack
+
+from fastapi import BackgroundTasks
+from opentelemetry import context as otel_context
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+
+from traced_tasks.options import TaskOptions, TaskOptionsDict
+from traced_tasks.telemetry import TaskSpan
+
+P = ParamSpec("P")
+
+_DEFAULT = TaskOptions()
+
+
+class TracedBackgroundTask(BackgroundTask):
+    """A background task that runs inside a span of its own.
+
+    The context that is current when it is made is the one it runs in. Starlette's way to use one:
+
+    ```python
+    return JSONResponse({}, background=TracedBackgroundTask(notify, 42))
+    ```
+
+    Args:
+        func: The function to call, `def` (called in a worker thread) or `async def`.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+
+    Raises:
+        TypeError: `func` is not callable.
+    """
+
+    __slots__ = ("context", "queued_at", "tracing")
+
+    def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        if not callable(func):
+            raise _not_callable(func)
+        super().__init__(func, *args, **kwargs)
+        self.context = otel_context.get_current()
+        self.queued_at = perf_counter()
+        self.tracing = _DEFAULT
+
+    async def __call__(self) -> None:
+        # Not super().__call__(): opentelemetry-instrumentation-fastapi and New Relic patch it to add a span.
+        with TaskSpan(self.func, self.context, self.queued_at, self.tracing):
+            if self.is_async:
+                await self.func(*self.args, **self.kwargs)
+            else:
+                await run_in_threadpool(self.func, *self.args, **self.kwargs)
+
+
+class TracedBackgroundTasks(BackgroundTasks):
+    """The background tasks of a response, each inside a span of its own.
+
+    A handler gets the queue of its request by the annotation
+    [`traced_tasks.TracedBackgroundTasks`][traced_tasks.TracedBackgroundTasks]. Made by hand, it goes where Starlette's
+    goes: `Response(background=...)`.
+
+    Args:
+        tasks: Tasks to begin with. A plain one is traced as well, in the context that is current now.
+        tracing: How the spans look. Default: `TaskTracing()`.
+    """
+
+    tracing: TaskOptions
+
+    def __init__(self, tasks: Sequence[BackgroundTask] | None = None, *, tracing: TaskOptions | None = None) -> None:
+        self.tracing = _DEFAULT if tracing is None else tracing
+        super().__init__([_traced(task, self.tracing) for task in tasks or ()])
+
+    @classmethod
+    def adopt(cls, queue: BackgroundTasks, tracing: TaskOptions) -> Self:
+        """Make the queue that FastAPI made for a request a traced one, with what it holds already.
+
+        Args:
+            queue: FastAPI's queue.
+            tracing: How the spans look.
+
+        Returns:
+            The same object. If it is traced already: a view on it, with `tracing`.
+        """
+        if isinstance(queue, cls):
+            return queue if tracing == queue.tracing else queue._view(tracing)
+        # FastAPI runs the object it made and none that a dependency returns, and its class's __call__ puts a span of
+        # its own around each task. So the object itself has to become ours: one object, of one request.
+        queue.__class__ = cls
+        assert isinstance(queue, cls)
+        queue.tracing = tracing
+        queue.tasks[:] = [_traced(task, tracing) for task in queue.tasks]
+        return queue
+
+    def add_task(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Add a function to call after the response is sent, in the context that is current now.
+
+        Args:
+            func: The function to call, `def` (called in a worker thread) or `async def`.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            TypeError: `func` is not callable.
+        """
+        # Not super().add_task(): ddtrace patches it to add a span.
+        task = TracedBackgroundTask(func, *args, **kwargs)
+        task.tracing = self.tracing
+        self.tasks.append(task)
+
+    def with_options(self, **changes: Unpack[TaskOptionsDict]) -> Self:
+        """Return a view on the same queue whose tasks are traced with other options.
+
+        Args:
+            **changes: Options of `TaskTracing`. `attributes` are merged with the queue's, `links` appended to them,
+                everything else replaces.
+
+        Raises:
+            pydantic.ValidationError: An option is unknown or its value is of the wrong type.
+        """
+        return self._view(self.tracing.merge(**changes))
+
+    def _view(self, tracing: TaskOptions) -> Self:
+        view = object.__new__(type(self))
+        view.__dict__ = {**self.__dict__, "tracing": tracing}
+        return view
+
+    async def __call__(self) -> None:
+        for task in self.tasks:
+            await _traced(task, self.tracing)()
+
+
+def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask:
+    if isinstance(task, TracedBackgroundTask):
+        return task
+    if type(task).__call__ is BackgroundTask.__call__:
+        traced = TracedBackgroundTask(task.func, *task.args, **task.kwargs)
+    else:  # a class that runs in a way of its own
+        traced = TracedBackgroundTask(task)
+    traced.tracing = tracing
+    return traced
+
+
+def _not_callable(given: Any) -> TypeError:
+    if not inspect.iscoroutine(given):
+        return TypeError(f"a background task is a function, with its arguments behind it, not {given!r}")
+    given.close()  # or Python warns as well that it was never awaited
+    name = given.__qualname__.rpartition("<locals>.")[2]
+    return TypeError(
+        f"a background task is a function, with its arguments behind it, not a coroutine: give {name}, ... instead of "
+        f"{name}(...)"
+    )

@@ -1,0 +1,105 @@
+"""What can be chosen about a task's span."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
+
+from opentelemetry.trace import Link, SpanKind, TracerProvider
+from opentelemetry.util.types import AttributeValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+PropagationStyle = Literal["child", "link", "none"]
+
+
+def _attribute_value(value: AttributeValue) -> AttributeValue:
+    match value:
+        case None | str() | bool() | int() | float() | bytes():
+            pass
+        case Mapping() if all(isinstance(key, str) for key in value):  # pyright: ignore[reportUnnecessaryIsInstance]
+            for item in value.values():
+                _attribute_value(item)
+        case Sequence():
+            for item in value:
+                _attribute_value(item)
+        case _:
+            raise ValueError(
+                "a span attribute is a str, bool, int, float, bytes, None, or a sequence or mapping of these, "
+                f"not {value!r}"
+            )
+    return value
+
+
+if TYPE_CHECKING:
+    Attributes = Mapping[str, AttributeValue]
+else:
+    # pydantic cannot read OpenTelemetry's type, which refers to itself by name in a module of its own.
+    Attributes = Mapping[str, Annotated[Any, AfterValidator(_attribute_value)]]
+
+
+class TaskOptionsDict(TypedDict, total=False):
+    """The options of [`TaskTracing`][traced_tasks.TaskTracing] as keywords, for `with_options`."""
+
+    propagation_style: PropagationStyle
+    span_name: str | None
+    span_kind: SpanKind | None
+    attributes: Attributes
+    links: Sequence[Link]
+    record_exception: bool
+    tracer_provider: TracerProvider | None
+
+
+class TaskOptions(BaseModel):
+    """How the span of a background task looks: frozen, hashable, and strict about names and types.
+
+    Raises:
+        pydantic.ValidationError: An option is unknown or its value is of the wrong type.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+    propagation_style: PropagationStyle = "child"
+    """Where the span belongs, seen from the span that was current at `add_task`.
+
+    `"child"`: in the same trace, as its child. `"link"`: in a trace of its own, whose root has a span link to it.
+    `"none"`: in a trace of its own, without a link. Baggage and all other values of the captured context are kept in
+    all three. The term and its values are those of OpenTelemetry's ActiveJob and Sidekiq instrumentations.
+    """
+
+    span_name: str | None = None
+    """The name of the span. `None`: `background_task {function}`."""
+
+    span_kind: SpanKind | None = None
+    """The kind of the span. `None`: `INTERNAL` for `"child"`, `CONSUMER` for `"link"` and `"none"`."""
+
+    attributes: Attributes = Field(default_factory=dict)
+    """Attributes for the span, on top of (and, on the same key, instead of) those that are always there."""
+
+    links: Annotated[Sequence[Link], AfterValidator(tuple)] = ()
+    """Span links, next to the one that `propagation_style="link"` makes."""
+
+    record_exception: bool = True
+    """Whether the exception of a failing task is recorded.
+
+    `False`: neither its message nor its stack trace leaves the process, only its class, as `error.type`.
+    """
+
+    tracer_provider: TracerProvider | None = None
+    """The provider of the tracer. `None`: OpenTelemetry's global one, as it is when the task starts."""
+
+    def __hash__(self) -> int:
+        # FastAPI hashes its dependencies. pydantic's own hash would meet the dict in `attributes`; equal options still
+        # have equal hashes without it.
+        return hash((self.propagation_style, self.span_name, self.span_kind, self.links))
+
+    def merge(self, **changes: Unpack[TaskOptionsDict]) -> Self:
+        """Return these options with `changes`: `attributes` are merged, `links` appended, all else is replaced.
+
+        Raises:
+            pydantic.ValidationError: As for the class.
+        """
+        changed = type(self)(**changes)
+        update = {name: getattr(changed, name) for name in changes}
+        if "attributes" in update:
+            update["attributes"] = {**self.attributes, **changed.attributes}
+        if "links" in update:
+            update["links"] = (*self.links, *changed.links)
+        return self.model_copy(update=update)
