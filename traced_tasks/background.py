@@ -65,12 +65,17 @@ class TracedBackgroundTasks(BackgroundTasks):
     Args:
         tasks: Tasks to begin with. A plain one is traced as well, in the context that is current now.
         tracing: How the spans look. Default: `TaskTracing()`.
+
+    Raises:
+        TypeError: One of `tasks` is not callable, or `tracing` is not a `TaskTracing`.
     """
 
     tracing: TaskOptions
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None, *, tracing: TaskOptions | None = None) -> None:
         self.tracing = _DEFAULT if tracing is None else tracing
+        if not isinstance(self.tracing, TaskOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"tracing is a TaskTracing, not {tracing!r}")
         super().__init__([_traced(task, self.tracing) for task in tasks or ()])
 
     @classmethod

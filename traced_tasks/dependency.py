@@ -11,7 +11,7 @@ from traced_tasks import background
 from traced_tasks.options import TaskOptions
 
 
-class TaskTracing(TaskOptions):
+class TaskTracing(TaskOptions, frozen=True):
     """How the spans of background tasks look: the options, and a FastAPI dependency with them.
 
     A route's own way, as an annotation for its parameter:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpa
 
 from opentelemetry.trace import Link, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 PropagationStyle = Literal["child", "link", "none"]
 
@@ -47,14 +47,12 @@ class TaskOptionsDict(TypedDict, total=False):
     tracer_provider: TracerProvider | None
 
 
-class TaskOptions(BaseModel):
+class TaskOptions(BaseModel, frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True):
     """How the span of a background task looks: frozen, hashable, and strict about names and types.
 
     Raises:
         pydantic.ValidationError: An option is unknown or its value is of the wrong type.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
     propagation_style: PropagationStyle = "child"
     """Where the span belongs, seen from the span that was current at `add_task`.

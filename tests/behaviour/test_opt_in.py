@@ -1,0 +1,258 @@
+"""Who gets a span: the routes and dependencies that annotate a parameter, and no other."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextvars import Token
+from typing import Annotated
+
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI
+from httpx import AsyncClient
+from opentelemetry import baggage, context, trace
+from starlette.background import BackgroundTask
+
+from tests.conftest import Spans, is_child
+from traced_tasks import TaskTracing, TracedBackgroundTasks
+from traced_tasks import background as traced_background
+
+LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))]
+
+
+async def test_an_annotated_parameter_in_an_async_handler(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """The annotation alone gives an async task of an async handler a span in which its own spans lie."""
+
+    async def notify(user_id: int) -> None:
+        with trace.get_tracer("mine").start_as_current_span(f"mail {user_id}"):
+            pass
+
+    @app.post("/checkout")
+    async def checkout(tasks: TracedBackgroundTasks) -> dict[str, bool]:
+        tasks.add_task(notify, user_id=42)
+        return {"ok": True}
+
+    response = await client.post("/checkout")
+
+    assert response.json() == {"ok": True}
+    assert is_child(spans["mail 42"], spans["background_task notify"])
+    assert spans["background_task notify"].context.trace_id == spans["POST /checkout"].context.trace_id
+
+
+async def test_an_annotated_parameter_in_a_sync_handler(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """A sync task of a sync handler, each in a worker thread, has a span in which its own spans lie."""
+
+    def notify(user_id: int) -> None:
+        with trace.get_tracer("mine").start_as_current_span(f"mail {user_id}"):
+            pass
+
+    @app.post("/checkout")
+    def checkout(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(notify, user_id=42)
+
+    await client.post("/checkout")
+
+    assert is_child(spans["mail 42"], spans["background_task notify"])
+    assert spans["background_task notify"].context.trace_id == spans["POST /checkout"].context.trace_id
+
+
+async def test_dependencies(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """The annotation works in functions, generators and classes that are dependencies, sync and async."""
+    ran: list[str] = []
+
+    def sync_function(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(ran.append, "sync function")
+
+    async def async_function(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(ran.append, "async function")
+
+    def sync_generator(tasks: TracedBackgroundTasks) -> Iterator[None]:
+        tasks.add_task(ran.append, "sync generator")
+        yield
+
+    async def async_generator(tasks: TracedBackgroundTasks) -> AsyncIterator[None]:
+        tasks.add_task(ran.append, "async generator")
+        yield
+
+    class Class:
+        def __init__(self, tasks: TracedBackgroundTasks) -> None:
+            tasks.add_task(ran.append, "class")
+
+    dependencies = [sync_function, async_function, sync_generator, async_generator, Class]
+
+    @app.get("/", dependencies=[Depends(dependency) for dependency in dependencies])
+    async def handler() -> None: ...
+
+    await client.get("/")
+
+    assert ran == ["sync function", "async function", "sync generator", "async generator", "class"]
+    assert [span.name for span in spans.tasks()] == ["background_task list.append"] * 5
+
+
+async def test_other_routes_stay_as_they_are(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """A route that did not opt in has FastAPI's own queue, whose tasks have no span of ours."""
+    queues: list[BackgroundTasks] = []
+
+    @app.get("/traced")
+    async def traced(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(queues.append, tasks)
+
+    @app.get("/plain")
+    async def plain(tasks: BackgroundTasks) -> None:
+        tasks.add_task(queues.append, tasks)
+
+    await client.get("/traced")
+    await client.get("/plain")
+
+    assert [type(queue) for queue in queues] == [traced_background.TracedBackgroundTasks, BackgroundTasks]
+    assert len(spans.tasks()) == 1
+
+
+async def test_nothing_is_patched(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """After a traced request the classes of FastAPI and Starlette have the methods they had before."""
+    methods = {(cls, name): cls.__dict__[name] for cls in BackgroundTasks.__mro__[:-1] for name in vars(cls)}
+
+    @app.get("/")
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(print)
+
+    await client.get("/")
+
+    assert spans.tasks()
+    assert {(cls, name): cls.__dict__[name] for cls in BackgroundTasks.__mro__[:-1] for name in vars(cls)} == methods
+
+
+@pytest.mark.parametrize("style", ["child", "link"])
+async def test_a_queue_shared_with_plain_parameters(
+    app: FastAPI, client: AsyncClient, spans: Spans, style: str
+) -> None:
+    """Plain and traced parameters of one request share one queue: its order is kept, each task has one span."""
+    ran: list[str] = []
+
+    def before(tasks: BackgroundTasks) -> None:
+        tasks.add_task(ran.append, "plain, before the adoption")
+
+    def between(tasks: BackgroundTasks) -> None:
+        tasks.add_task(ran.append, "plain, after the adoption")
+
+    tracing = TaskTracing(propagation_style=style)  # type: ignore[arg-type]
+
+    @app.get("/", dependencies=[Depends(before)])
+    async def handler(
+        first: Annotated[TracedBackgroundTasks, Depends(tracing)],
+        dependency: Annotated[None, Depends(between)],
+        second: TracedBackgroundTasks,
+        plain: BackgroundTasks,
+    ) -> None:
+        second.add_task(ran.append, "second traced")
+        plain.add_task(ran.append, "plain, in the handler")
+        first.add_task(ran.append, "first traced")
+
+    await client.get("/")
+
+    assert ran == [
+        "plain, before the adoption",
+        "plain, after the adoption",
+        "second traced",
+        "plain, in the handler",
+        "first traced",
+    ]
+    request = spans["GET /"].context.trace_id
+    in_trace = [span.context.trace_id == request for span in spans.tasks()]
+    assert in_trace == ([True] * 5 if style == "child" else [False, False, True, False, False])
+
+
+async def test_a_plain_task_from_before_the_adoption(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """What a plain parameter queued before the adoption runs in the context of the adoption."""
+    tokens: list[Token[context.Context]] = []
+    seen: list[object] = []
+
+    def before(tasks: BackgroundTasks) -> None:
+        tasks.add_task(lambda: seen.append(baggage.get_baggage("user")))
+
+    async def authenticate() -> None:
+        tokens.append(context.attach(baggage.set_baggage("user", "42")))
+
+    @app.get("/", dependencies=[Depends(before), Depends(authenticate)])
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        context.detach(tokens.pop())
+
+    await client.get("/")
+
+    assert seen == ["42"]
+    assert len(spans.tasks()) == 1
+
+
+async def test_a_task_appended_to_the_list(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """A plain task put straight into `tasks.tasks` has its span as well."""
+
+    @app.get("/")
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        tasks.tasks.append(BackgroundTask(print))
+
+    await client.get("/")
+
+    assert is_child(spans["background_task print"], spans["GET /"])
+
+
+async def test_an_own_class_of_task_runs_in_its_own_way(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """A subclass of Starlette's task with its own `__call__` is called by that, in a span of its class's name."""
+
+    class Twice(BackgroundTask):
+        async def __call__(self) -> None:
+            await super().__call__()
+            await super().__call__()
+
+    ran: list[int] = []
+
+    def before(tasks: BackgroundTasks) -> None:
+        tasks.tasks.append(Twice(ran.append, 1))
+
+    @app.get("/", dependencies=[Depends(before)])
+    async def handler(tasks: TracedBackgroundTasks) -> None: ...
+
+    await client.get("/")
+
+    assert ran == [1, 1]
+    assert [span.name for span in spans.tasks()] == ["background_task Twice"]
+
+
+async def test_a_task_adds_a_task_while_the_queue_runs(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """What a task adds to its running queue runs after it, as a child of its span."""
+
+    def second() -> None: ...
+
+    @app.get("/")
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        def first() -> None:
+            tasks.add_task(second)
+
+        tasks.add_task(first)
+
+    await client.get("/")
+
+    assert [span.name for span in spans.tasks()] == ["background_task first", "background_task second"]
+    assert is_child(spans["background_task second"], spans["background_task first"])
+
+
+async def test_an_override_in_the_users_tests(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """`app.dependency_overrides` finds a route's tracing by equal options."""
+
+    @app.get("/")
+    async def handler(tasks: LinkedTasks) -> None:
+        tasks.add_task(print)
+
+    app.dependency_overrides[TaskTracing(propagation_style="link")] = TaskTracing(span_name="overridden")
+
+    await client.get("/")
+
+    assert [span.name for span in spans.tasks()] == ["overridden"]
+
+
+async def test_fastapi_sees_no_parameters(app: FastAPI, client: AsyncClient) -> None:
+    """The annotation adds nothing to the OpenAPI schema."""
+
+    @app.get("/traced")
+    async def traced(tasks: TracedBackgroundTasks, linked: LinkedTasks) -> None: ...
+
+    schema = (await client.get("/openapi.json")).json()
+
+    assert "parameters" not in schema["paths"]["/traced"]["get"]
+    assert "requestBody" not in schema["paths"]["/traced"]["get"]

@@ -1,0 +1,262 @@
+"""What the span of a task looks like."""
+
+import functools
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+from unittest.mock import AsyncMock, Mock, create_autospec
+
+import anyio
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+from opentelemetry.util.types import Attributes
+
+from tests.conftest import Spans
+from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
+
+
+def function() -> None: ...
+
+
+async def async_function() -> None: ...
+
+
+@functools.lru_cache
+def cached() -> None: ...
+
+
+def decorated(func: Callable[[], None]) -> Callable[[], None]:
+    @functools.wraps(func)
+    def wrapper() -> None: ...
+
+    return wrapper
+
+
+class Mailer:
+    def send(self) -> None: ...
+
+    @classmethod
+    def flush(cls) -> None: ...
+
+    @staticmethod
+    def ping() -> None: ...
+
+    def __call__(self) -> None: ...
+
+
+class AsyncMailer:
+    async def __call__(self) -> None: ...
+
+
+class Proxy:
+    """It has every attribute, and each is a string."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+    def __call__(self) -> None: ...
+
+
+def local() -> Callable[[], None]:
+    def inner() -> None: ...
+
+    return inner
+
+
+NAMES: list[tuple[Callable[[], Any], str, str]] = [
+    (function, "function", "tests.behaviour.test_span.function"),
+    (async_function, "async_function", "tests.behaviour.test_span.async_function"),
+    (decorated(function), "function", "tests.behaviour.test_span.function"),
+    (cached, "cached", "tests.behaviour.test_span.cached"),
+    (local(), "inner", "tests.behaviour.test_span.local.<locals>.inner"),
+    (lambda: None, "<lambda>", "tests.behaviour.test_span.<lambda>"),
+    (Mailer().send, "Mailer.send", "tests.behaviour.test_span.Mailer.send"),
+    (Mailer.flush, "Mailer.flush", "tests.behaviour.test_span.Mailer.flush"),
+    (Mailer.ping, "Mailer.ping", "tests.behaviour.test_span.Mailer.ping"),
+    (Mailer, "Mailer", "tests.behaviour.test_span.Mailer"),
+    (Mailer(), "Mailer", "tests.behaviour.test_span.Mailer"),
+    (AsyncMailer(), "AsyncMailer", "tests.behaviour.test_span.AsyncMailer"),
+    (Proxy(), "Proxy", "tests.behaviour.test_span.Proxy"),
+    (functools.partial(functools.partial(print, 1), 2), "print", "builtins.print"),
+    (functools.partial(Mailer().send), "Mailer.send", "tests.behaviour.test_span.Mailer.send"),
+    ([].copy, "list.copy", "list.copy"),
+    (Mock(), "Mock", "unittest.mock.Mock"),
+    (AsyncMock(), "AsyncMock", "unittest.mock.AsyncMock"),
+    (Mock(spec=functools.partial(function)), "Mock", "unittest.mock.Mock"),
+    (create_autospec(function), "function", "function"),
+]
+
+
+@pytest.mark.parametrize(("func", "name", "function_name"), NAMES)
+async def test_names(func: Callable[[], Any], name: str, function_name: str, spans: Spans) -> None:
+    """A span is named after the function that was meant, whatever wraps it."""
+    await TracedBackgroundTask(func)()
+
+    (span,) = spans()
+    assert span.name == f"background_task {name}"
+    assert span.attributes is not None
+    assert span.attributes["code.function.name"] == function_name
+
+
+async def test_scope(spans: Spans) -> None:
+    """The instrumentation scope is the package, with its version."""
+    await TracedBackgroundTask(function)()
+
+    (span,) = spans()
+    assert span.instrumentation_scope is not None
+    assert span.instrumentation_scope.name == "traced_tasks"
+    assert span.instrumentation_scope.version == version("traced-tasks")
+
+
+async def test_queue_duration(spans: Spans) -> None:
+    """The time in the queue is the time from `add_task` to the start, in seconds, and not part of the span."""
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(anyio.sleep, 0.05)
+    tasks.add_task(async_function)
+
+    await tasks()
+
+    first, second = spans()
+    assert first.attributes is not None
+    assert second.attributes is not None
+    queued = second.attributes["background_task.queue.duration"]
+    assert isinstance(queued, float)
+    assert first.end_time is not None
+    assert first.start_time is not None
+    assert queued >= (first.end_time - first.start_time) / 1e9 - 0.001
+    assert first.attributes["background_task.queue.duration"] < queued  # type: ignore[operator]
+
+
+async def test_all_is_known_at_the_start(spans: Spans) -> None:
+    """Name, kind, attributes and links are there when the span starts, so a sampler can decide by them."""
+    seen: list[dict[str, Any]] = []
+
+    class Watching(Sampler):
+        def should_sample(
+            self,
+            parent_context: Context | None,
+            trace_id: int,
+            name: str,
+            kind: SpanKind | None = None,
+            attributes: Attributes = None,
+            links: Sequence[Link] | None = None,
+            trace_state: TraceState | None = None,
+        ) -> SamplingResult:
+            seen.append({"name": name, "kind": kind, "attributes": set(attributes or ()), "links": links})
+            return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+        def get_description(self) -> str:
+            return "Watching"
+
+    spans.provider.sampler = Watching()
+    link = Link(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1)))
+    tasks = TracedBackgroundTasks()
+    tasks.with_options(attributes={"tier": "gold"}, links=[link], span_kind=SpanKind.PRODUCER).add_task(function)
+
+    await tasks()
+
+    assert seen == [
+        {
+            "name": "background_task function",
+            "kind": SpanKind.PRODUCER,
+            "attributes": {"code.function.name", "background_task.queue.duration", "tier"},
+            "links": (link,),
+        }
+    ]
+
+
+class PaymentError(Exception):
+    pass
+
+
+def fail() -> None:
+    raise PaymentError("card 4242 refused")
+
+
+async def async_fail() -> None:
+    raise ValueError("card 4242 refused")
+
+
+@pytest.mark.parametrize(
+    ("func", "error", "error_type"),
+    [(fail, PaymentError, "tests.behaviour.test_span.PaymentError"), (async_fail, ValueError, "ValueError")],
+)
+async def test_failure(
+    app: FastAPI,
+    client: AsyncClient,
+    spans: Spans,
+    func: Callable[[], None],
+    error: type[Exception],
+    error_type: str,
+) -> None:
+    """A failing task has an error status, its exception's class and the exception, which goes on to the server."""
+
+    @app.get("/")
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(func)
+
+    with pytest.raises(error, match="card 4242 refused"):
+        await client.get("/")
+
+    (span,) = spans.tasks()
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.status.description == f"{error.__name__}: card 4242 refused"
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == error_type
+    (event,) = span.events
+    assert event.name == "exception"
+    assert event.attributes is not None
+    assert event.attributes["exception.message"] == "card 4242 refused"
+    assert "raise" in str(event.attributes["exception.stacktrace"])
+
+
+@pytest.mark.parametrize("func", [fail, async_fail])
+async def test_failure_without_its_message(spans: Spans, func: Callable[[], None]) -> None:
+    """With `record_exception=False` only the exception's class is on the span."""
+    tasks = TracedBackgroundTasks()
+    tasks.with_options(record_exception=False).add_task(func)
+
+    with pytest.raises(Exception, match="4242"):
+        await tasks()
+
+    (span,) = spans()
+    assert span.status.status_code is StatusCode.ERROR
+    assert "error.type" in (span.attributes or {})
+    assert "4242" not in span.to_json()
+
+
+async def test_success_leaves_the_status_unset(spans: Spans) -> None:
+    """A task that ends well leaves the span's status to the user, as OpenTelemetry asks of instrumentations."""
+    await TracedBackgroundTask(function)()
+
+    (span,) = spans()
+    assert span.status.status_code is StatusCode.UNSET
+    assert "error.type" not in (span.attributes or {})
+
+
+async def test_cancellation(spans: Spans) -> None:
+    """A task that is cut short has an error status and its event loop's class of cancellation."""
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(anyio.sleep_forever)
+
+    with anyio.move_on_after(0.01) as scope:
+        await tasks()
+
+    assert scope.cancelled_caught
+    (span,) = spans()
+    assert span.status.status_code is StatusCode.ERROR
+    assert (span.attributes or {})["error.type"] in ("asyncio.exceptions.CancelledError", "trio.Cancelled")
+
+
+async def test_an_unsampled_task_runs(spans: Spans) -> None:
+    """A task whose span is not sampled runs, fails and is not recorded."""
+    spans.provider.sampler = ALWAYS_OFF
+
+    with pytest.raises(PaymentError):
+        await TracedBackgroundTask(fail)()
+
+    assert spans() == []

@@ -1,0 +1,98 @@
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.util import find_spec
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from opentelemetry import trace
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.types import ASGIApp
+
+HAS_TELEMETRY = find_spec("fastapi.telemetry") is not None  # since FastAPI 0.142
+
+collect_ignore = [] if HAS_TELEMETRY else ["behaviour/test_fastapi_telemetry.py"]
+
+
+def with_request_spans(app: ASGIApp) -> ASGIApp:
+    """Give the requests of a FastAPI application a span where FastAPI itself does not yet."""
+    if HAS_TELEMETRY or not isinstance(app, FastAPI):
+        return app
+    return OpenTelemetryMiddleware(app, exclude_spans=["receive", "send"])
+
+
+class Spans:
+    """The spans that ended so far, in the order of their end."""
+
+    def __init__(self) -> None:
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+
+    def __call__(self) -> list[ReadableSpan]:
+        return list(self.exporter.get_finished_spans())
+
+    def tasks(self) -> list[ReadableSpan]:
+        """Those that traced_tasks made."""
+        return [span for span in self() if scope(span) == "traced_tasks"]
+
+    def __getitem__(self, name: str) -> ReadableSpan:
+        """The one with this name."""
+        (span,) = [span for span in self() if span.name == name]
+        return span
+
+
+def scope(span: ReadableSpan) -> str:
+    assert span.instrumentation_scope is not None
+    return span.instrumentation_scope.name
+
+
+def is_child(span: ReadableSpan, parent: ReadableSpan) -> bool:
+    """Whether `parent` is the parent of `span`, in one trace."""
+    return (
+        span.parent is not None
+        and span.parent.span_id == parent.context.span_id
+        and span.context.trace_id == parent.context.trace_id
+    )
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
+    """What a fresh global tracer provider records."""
+    recorded = Spans()
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", recorded.provider)
+    yield recorded
+    recorded.provider.shutdown()
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    return FastAPI()
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[[ASGIApp], httpx.AsyncClient]]:
+    """Open a client to an app. Its answer is there when the background tasks are done."""
+    clients: list[httpx.AsyncClient] = []
+
+    def connect(app: ASGIApp) -> httpx.AsyncClient:
+        clients.append(
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+        )
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.fixture
+def client(connect: Callable[[ASGIApp], httpx.AsyncClient], app: FastAPI) -> httpx.AsyncClient:
+    return connect(with_request_spans(app))
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)

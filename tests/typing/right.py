@@ -1,0 +1,52 @@
+"""Right use. The type checkers accept every line."""
+
+from typing import Annotated, assert_type
+
+from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi.responses import JSONResponse
+from opentelemetry.trace import Link, SpanContext, SpanKind
+from starlette.background import BackgroundTask
+
+from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks import background as traced_background
+
+app = FastAPI()
+link = Link(SpanContext(1, 1, is_remote=True))
+
+LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link", links=[link]))]
+
+
+async def notify(user_id: int, *, retry: bool = False) -> None: ...
+
+
+def log(text: str, *words: str) -> int:
+    return len(text)
+
+
+@app.post("/checkout")
+async def checkout(tasks: TracedBackgroundTasks, linked: LinkedTasks) -> JSONResponse:
+    assert_type(tasks, traced_background.TracedBackgroundTasks)
+    assert_type(linked, traced_background.TracedBackgroundTasks)
+    tasks.add_task(notify, 42)
+    tasks.add_task(notify, user_id=42, retry=True)
+    tasks.add_task(log, "a", "b", "c")
+    tasks.add_task(lambda: None)
+    linked.with_options(span_name="send receipt", attributes={"tier": "gold", "items": [1, 2]}).add_task(notify, 1)
+    assert_type(tasks.with_options(span_kind=SpanKind.CLIENT, links=(link,)), traced_background.TracedBackgroundTasks)
+    plain: BackgroundTasks = tasks
+    tasks_so_far: list[BackgroundTask] = plain.tasks
+    return JSONResponse({"tasks": len(tasks_so_far)}, background=TracedBackgroundTask(notify, 42))
+
+
+async def by_hand() -> JSONResponse:
+    tasks = TracedBackgroundTasks([BackgroundTask(log, "a")], tracing=TaskTracing(record_exception=False))
+    tasks.add_task(log, "b")
+    assert_type(await tasks(), None)
+    return JSONResponse({}, background=tasks)
+
+
+class Audited(TracedBackgroundTasks):
+    audit: str = ""
+
+
+assert_type(Audited().with_options(), Audited)
