@@ -1,14 +1,19 @@
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
 from starlette.types import ASGIApp
 
 HAS_TELEMETRY = find_spec("fastapi.telemetry") is not None  # since FastAPI 0.142
@@ -23,12 +28,45 @@ def with_request_spans(app: ASGIApp) -> ASGIApp:
     return OpenTelemetryMiddleware(app, exclude_spans=["receive", "send"])
 
 
+@dataclass
+class Start:
+    """What is known when a span starts."""
+
+    name: str
+    kind: SpanKind | None
+    attributes: set[str]
+    links: list[Link]
+
+
+class WatchingSampler(Sampler):
+    def __init__(self) -> None:
+        self.starts: list[Start] = []
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        self.starts.append(Start(name, kind, set(attributes or ()), list(links or ())))
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        return "WatchingSampler"
+
+
 class Spans:
     """The spans that ended so far, in the order of their end."""
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider()
+        sampler = WatchingSampler()
+        self.starts = sampler.starts
+        self.provider = TracerProvider(sampler)
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
 
     def __call__(self) -> list[ReadableSpan]:
@@ -78,9 +116,7 @@ async def connect() -> AsyncIterator[Callable[[ASGIApp], httpx.AsyncClient]]:
     clients: list[httpx.AsyncClient] = []
 
     def connect(app: ASGIApp) -> httpx.AsyncClient:
-        clients.append(
-            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-        )
+        clients.append(httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test"))
         return clients[-1]
 
     yield connect

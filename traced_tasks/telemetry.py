@@ -92,7 +92,7 @@ class TaskSpan:
     def _record(self, exc: BaseException) -> None:
         self._span.set_attribute("error.type", _error_type(exc))
         if self._options.record_exception:
-            self._span.set_status(StatusCode.ERROR, f"{type(exc).__name__}: {exc}")
+            self._span.set_status(StatusCode.ERROR, ": ".join(filter(None, (type(exc).__name__, str(exc)))))
             self._span.record_exception(exc)
         else:
             self._span.set_status(StatusCode.ERROR)

@@ -1,7 +1,7 @@
 """What the span of a task looks like."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 from unittest.mock import AsyncMock, Mock, create_autospec
@@ -10,10 +10,7 @@ import anyio
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
-from opentelemetry.context import Context
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
-from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
-from opentelemetry.util.types import Attributes
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from tests.conftest import Spans
 from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
@@ -52,6 +49,19 @@ class AsyncMailer:
     async def __call__(self) -> None: ...
 
 
+class Liar:
+    """It says that it is a partial, and its qualified name is none."""
+
+    __class__ = functools.partial  # type: ignore[assignment]
+    func = print
+    __qualname__: Any
+
+    def __init__(self) -> None:
+        self.__qualname__ = 42
+
+    def __call__(self) -> None: ...
+
+
 class Proxy:
     """It has every attribute, and each is a string."""
 
@@ -80,6 +90,7 @@ NAMES: list[tuple[Callable[[], Any], str, str]] = [
     (Mailer, "Mailer", "tests.behaviour.test_span.Mailer"),
     (Mailer(), "Mailer", "tests.behaviour.test_span.Mailer"),
     (AsyncMailer(), "AsyncMailer", "tests.behaviour.test_span.AsyncMailer"),
+    (Liar(), "Liar", "tests.behaviour.test_span.Liar"),
     (Proxy(), "Proxy", "tests.behaviour.test_span.Proxy"),
     (functools.partial(functools.partial(print, 1), 2), "print", "builtins.print"),
     (functools.partial(Mailer().send), "Mailer.send", "tests.behaviour.test_span.Mailer.send"),
@@ -127,46 +138,22 @@ async def test_queue_duration(spans: Spans) -> None:
     assert isinstance(queued, float)
     assert first.end_time is not None
     assert first.start_time is not None
+    assert queued < 10
     assert queued >= (first.end_time - first.start_time) / 1e9 - 0.001
     assert first.attributes["background_task.queue.duration"] < queued  # type: ignore[operator]
 
 
 async def test_all_is_known_at_the_start(spans: Spans) -> None:
     """Name, kind, attributes and links are there when the span starts, so a sampler can decide by them."""
-    seen: list[dict[str, Any]] = []
-
-    class Watching(Sampler):
-        def should_sample(
-            self,
-            parent_context: Context | None,
-            trace_id: int,
-            name: str,
-            kind: SpanKind | None = None,
-            attributes: Attributes = None,
-            links: Sequence[Link] | None = None,
-            trace_state: TraceState | None = None,
-        ) -> SamplingResult:
-            seen.append({"name": name, "kind": kind, "attributes": set(attributes or ()), "links": links})
-            return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
-
-        def get_description(self) -> str:
-            return "Watching"
-
-    spans.provider.sampler = Watching()
     link = Link(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1)))
     tasks = TracedBackgroundTasks()
     tasks.with_options(attributes={"tier": "gold"}, links=[link], span_kind=SpanKind.PRODUCER).add_task(function)
 
     await tasks()
 
-    assert seen == [
-        {
-            "name": "background_task function",
-            "kind": SpanKind.PRODUCER,
-            "attributes": {"code.function.name", "background_task.queue.duration", "tier"},
-            "links": (link,),
-        }
-    ]
+    (start,) = spans.starts
+    assert (start.name, start.kind, start.links) == ("background_task function", SpanKind.PRODUCER, [link])
+    assert start.attributes == {"code.function.name", "background_task.queue.duration", "tier"}
 
 
 class PaymentError(Exception):
@@ -250,13 +237,3 @@ async def test_cancellation(spans: Spans) -> None:
     (span,) = spans()
     assert span.status.status_code is StatusCode.ERROR
     assert (span.attributes or {})["error.type"] in ("asyncio.exceptions.CancelledError", "trio.Cancelled")
-
-
-async def test_an_unsampled_task_runs(spans: Spans) -> None:
-    """A task whose span is not sampled runs, fails and is not recorded."""
-    spans.provider.sampler = ALWAYS_OFF
-
-    with pytest.raises(PaymentError):
-        await TracedBackgroundTask(fail)()
-
-    assert spans() == []

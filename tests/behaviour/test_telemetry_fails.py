@@ -5,6 +5,7 @@ import logging
 import pytest
 from opentelemetry import baggage, context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from tests.conftest import Spans
 from traced_tasks import TracedBackgroundTask
@@ -60,3 +61,17 @@ async def test_an_exception_without_words(spans: Spans, caplog: pytest.LogCaptur
     (span,) = spans()
     assert (span.attributes or {})["error.type"] == "tests.behaviour.test_telemetry_fails.UnspeakableError"
     assert [record.name for record in caplog.records] == ["traced_tasks"]
+
+
+async def test_an_unsampled_task(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose span is not sampled runs and fails, and nobody asks its exception for words."""
+    spans.provider.sampler = ALWAYS_OFF
+
+    def fail() -> None:
+        raise UnspeakableError
+
+    with pytest.raises(UnspeakableError):
+        await TracedBackgroundTask(fail)()
+
+    assert spans() == []
+    assert caplog.records == []
