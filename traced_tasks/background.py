@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, Self, Unpack
 from fastapi import BackgroundTasks
 from opentelemetry import context as otel_context
 from starlette.background import BackgroundTask
+from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 from starlette.concurrency import run_in_threadpool
 
 from traced_tasks.options import TaskOptions, TaskOptionsDict
@@ -36,15 +37,17 @@ class TracedBackgroundTask(BackgroundTask):
         TypeError: `func` is not callable.
     """
 
-    __slots__ = ("context", "queued_at", "tracing")
-
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         if not callable(func):
             raise _not_callable(func)
         super().__init__(func, *args, **kwargs)
+        self.capture(_DEFAULT)
+
+    def capture(self, tracing: TaskOptions) -> None:
+        """Take the context that is current now."""
         self.context = otel_context.get_current()
         self.queued_at = perf_counter()
-        self.tracing = _DEFAULT
+        self.tracing = tracing
 
     async def __call__(self) -> None:
         # Not super().__call__(): opentelemetry-instrumentation-fastapi and New Relic patch it to add a span.
@@ -63,11 +66,12 @@ class TracedBackgroundTasks(BackgroundTasks):
     goes: `Response(background=...)`.
 
     Args:
-        tasks: Tasks to begin with. A plain one is traced as well, in the context that is current now.
+        tasks: Tasks to begin with. A plain one is traced as well, in the context that is current now. A traced one
+            keeps its own options.
         tracing: How the spans look. Default: `TaskTracing()`.
 
     Raises:
-        TypeError: One of `tasks` is not callable, or `tracing` is not a `TaskTracing`.
+        TypeError: `tracing` is not a `TaskTracing`.
     """
 
     tracing: TaskOptions
@@ -96,7 +100,7 @@ class TracedBackgroundTasks(BackgroundTasks):
         queue.__class__ = cls
         assert isinstance(queue, cls)
         queue.tracing = tracing
-        queue.tasks[:] = [_traced(task, tracing) for task in queue.tasks]
+        queue.tasks = [_traced(task, tracing) for task in queue.tasks]
         return queue
 
     def add_task(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -128,8 +132,9 @@ class TracedBackgroundTasks(BackgroundTasks):
         return self._view(self.tracing.merge(**changes))
 
     def _view(self, tracing: TaskOptions) -> Self:
-        view = object.__new__(type(self))
-        view.__dict__ = {**self.__dict__, "tracing": tracing}
+        view: Self = object.__new__(_view_class(type(self)))
+        view.__dict__ = self.__dict__  # one state: when somebody assigns `tasks`, all see it
+        view.tracing = tracing
         return view
 
     async def __call__(self) -> None:
@@ -137,14 +142,27 @@ class TracedBackgroundTasks(BackgroundTasks):
             await _traced(task, self.tracing)()
 
 
-def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask:
-    if isinstance(task, TracedBackgroundTask):
+def _view_class(cls: Any) -> Any:
+    """Return the class of views on queues of a class, which keep their `tracing` outside the state they share."""
+    if "_View" not in vars(cls):
+        cls._View = type(cls.__name__, (cls,), {"__slots__": ("tracing",)})
+        cls._View._View = cls._View
+    return cls._View
+
+
+def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask | TracedBackgroundTasks:
+    if isinstance(task, TracedBackgroundTask | TracedBackgroundTasks):
         return task
-    if type(task).__call__ is BackgroundTask.__call__:
-        traced = TracedBackgroundTask(task.func, *task.args, **task.kwargs)
-    else:  # a class that runs in a way of its own
-        traced = TracedBackgroundTask(task)
-    traced.tracing = tracing
+    if isinstance(task, StarletteBackgroundTasks) and type(task) in (BackgroundTasks, StarletteBackgroundTasks):
+        return TracedBackgroundTasks(task.tasks, tracing=tracing)
+    # Not by the class's own __init__, which would refuse here what somebody else has queued; and not the task itself,
+    # which may be one for many requests.
+    traced = object.__new__(TracedBackgroundTask)
+    if next((cls for cls in type(task).__mro__ if "__call__" in vars(cls)), None) is BackgroundTask:
+        vars(traced).update(vars(task))
+    else:  # it runs in a way of its own
+        vars(traced).update(func=task, args=(), kwargs={}, is_async=True)
+    traced.capture(tracing)
     return traced
 
 

@@ -24,6 +24,8 @@ class TaskTracing(TaskOptions, frozen=True):
         pydantic.ValidationError: An option is unknown or its value is of the wrong type.
     """
 
+    __hash__ = TaskOptions.__hash__  # pydantic 2.0 makes one of its own for each frozen class
+
     async def __call__(self, tasks: BackgroundTasks) -> background.TracedBackgroundTasks:
         """Return the request's queue, traced with these options."""
         return background.TracedBackgroundTasks.adopt(tasks, self)

@@ -47,7 +47,9 @@ class TaskOptionsDict(TypedDict, total=False):
     tracer_provider: TracerProvider | None
 
 
-class TaskOptions(BaseModel, frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True):
+class TaskOptions(
+    BaseModel, title="TaskTracing", frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True
+):
     """How the span of a background task looks: frozen, hashable, and strict about names and types.
 
     Raises:
@@ -94,7 +96,7 @@ class TaskOptions(BaseModel, frozen=True, extra="forbid", strict=True, arbitrary
         Raises:
             pydantic.ValidationError: As for the class.
         """
-        changed = type(self)(**changes)
+        changed = TaskOptions(**changes)
         update = {name: getattr(changed, name) for name in changes}
         if "attributes" in update:
             update["attributes"] = {**self.attributes, **changed.attributes}

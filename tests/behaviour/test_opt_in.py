@@ -1,14 +1,16 @@
 """Who gets a span: the routes and dependencies that annotate a parameter, and no other."""
 
-from collections.abc import AsyncIterator, Iterator
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import Token
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
 from httpx import AsyncClient
 from opentelemetry import baggage, context, trace
 from starlette.background import BackgroundTask
+from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 
 from tests.conftest import Spans, is_child
 from traced_tasks import TaskTracing, TracedBackgroundTasks
@@ -256,3 +258,107 @@ async def test_fastapi_sees_no_parameters(app: FastAPI, client: AsyncClient) -> 
 
     assert "parameters" not in schema["paths"]["/traced"]["get"]
     assert "requestBody" not in schema["paths"]["/traced"]["get"]
+
+
+@pytest.mark.parametrize("make", ["lambda", "decorated call", "call that returns a coroutine"])
+async def test_a_plain_task_runs_as_it_would(app: FastAPI, client: AsyncClient, spans: Spans, make: str) -> None:
+    """A plain task in the queue is awaited, whatever its function or its `__call__` looks like from outside."""
+    ran: list[str] = []
+
+    async def work() -> None:
+        ran.append(make)
+
+    def decorated(call: Callable[[Any], Any]) -> Any:
+        return functools.wraps(call)(lambda self: call(self))
+
+    class Decorated(BackgroundTask):
+        __call__ = decorated(BackgroundTask.__call__)
+
+    class Returning(BackgroundTask):
+        def __call__(self) -> Any:
+            return super().__call__()
+
+    def before(tasks: BackgroundTasks) -> None:
+        task = {"lambda": BackgroundTask, "decorated call": Decorated}.get(make, Returning)(lambda: work())
+        task.is_async = True
+        tasks.tasks.append(task)
+
+    @app.get("/", dependencies=[Depends(before)])
+    async def handler(tasks: TracedBackgroundTasks) -> None: ...
+
+    await client.get("/")
+
+    assert ran == [make]
+    assert len(spans.tasks()) == 1
+
+
+@pytest.mark.parametrize("queue_wrongly", [lambda tasks: tasks.add_task(None), lambda tasks: tasks.tasks.append(None)])
+async def test_a_wrong_plain_task_fails_where_it_would(
+    app: FastAPI, client: AsyncClient, spans: Spans, queue_wrongly: Callable[[BackgroundTasks], None]
+) -> None:
+    """What a plain parameter queued wrongly fails in the background, behind what was queued before it."""
+    ran: list[int] = []
+
+    def before(tasks: BackgroundTasks) -> None:
+        tasks.add_task(ran.append, 1)
+        queue_wrongly(tasks)
+
+    @app.get("/", dependencies=[Depends(before)])
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        ran.append(0)
+
+    with pytest.raises(TypeError, match="callable"):
+        await client.get("/")
+
+    assert ran == [0, 1]
+    assert [span.status.is_ok for span in spans.tasks()] == [True, False]
+
+
+async def test_a_plain_task_of_many_requests(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """One plain task object that every request queues belongs to each request in turn."""
+    shared = BackgroundTask(print)
+
+    def before(tasks: BackgroundTasks) -> None:
+        tasks.tasks.append(shared)
+
+    @app.get("/", dependencies=[Depends(before)])
+    async def handler(tasks: TracedBackgroundTasks) -> None: ...
+
+    await client.get("/")
+    await client.get("/")
+
+    first, second = (span.context.trace_id for span in spans.tasks())
+    assert first != second
+    assert type(shared) is BackgroundTask
+
+
+@pytest.mark.parametrize("inner", [BackgroundTasks, StarletteBackgroundTasks, traced_background.TracedBackgroundTasks])
+async def test_a_queue_in_the_queue(spans: Spans, inner: type[StarletteBackgroundTasks]) -> None:
+    """A queue among the tasks is no task: each of its own has one span."""
+    queue = inner()
+    queue.add_task(print, "one")
+    queue.add_task(repr, "two")
+
+    await traced_background.TracedBackgroundTasks([queue])()
+
+    assert [span.name for span in spans()] == ["background_task print", "background_task repr"]
+
+
+async def test_the_list_is_replaced(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """Who assigns `tasks` in a request with several views on its queue replaces it for all of them."""
+    ran: list[str] = []
+
+    def dependency(tasks: LinkedTasks) -> None:
+        tasks.add_task(ran.append, "withdrawn")
+
+    @app.get("/", dependencies=[Depends(dependency)])
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        named = tasks.with_options(span_name="named")
+        tasks.tasks = []
+        tasks.add_task(ran.append, "tasks")
+        named.add_task(ran.append, "named")
+
+    await client.get("/")
+
+    assert ran == ["tasks", "named"]
+    assert [span.name for span in spans.tasks()] == ["background_task list.append", "named"]

@@ -1,6 +1,8 @@
 """What can be chosen, and what is refused."""
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
@@ -8,6 +10,9 @@ from typing import Annotated, Any, get_type_hints
 import pytest
 from fastapi import Depends, FastAPI
 from httpx import AsyncClient
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from pydantic import ValidationError
 
@@ -237,3 +242,53 @@ def test_tracing_that_is_none() -> None:
     """A queue by hand refuses anything but a `TaskTracing`."""
     with pytest.raises(TypeError, match="tracing is a TaskTracing, not 'link'"):
         TracedBackgroundTasks(tracing="link")  # type: ignore[arg-type]
+
+
+async def test_providers_are_told_apart_by_identity() -> None:
+    """Providers that are equal, not hashable, or false, have each their own spans."""
+
+    class Odd(TracerProvider):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __bool__(self) -> bool:
+            return False
+
+    exporters = [InMemorySpanExporter(), InMemorySpanExporter()]
+    for exporter in exporters:
+        provider = Odd()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        for _ in range(2):
+            tasks = TracedBackgroundTasks(tracing=TaskTracing(tracer_provider=provider))
+            tasks.add_task(print)
+            await tasks()
+
+    assert [len(exporter.get_finished_spans()) for exporter in exporters] == [2, 2]
+
+
+async def test_a_provider_is_forgotten() -> None:
+    """A provider that nobody else holds is not kept alive."""
+    provider = TracerProvider()
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(tracer_provider=provider))
+    tasks.add_task(print)
+    await tasks()
+    alive = weakref.ref(provider)
+
+    provider.shutdown()
+    del provider, tasks
+    gc.collect()
+
+    assert alive() is None
+
+
+def test_options_of_ones_own() -> None:
+    """A subclass of `TaskTracing` with a required field keeps it through `with_options`."""
+
+    class TeamTracing(TaskTracing, frozen=True):
+        team: str
+
+    queue = TracedBackgroundTasks(tracing=TeamTracing(team="shop", attributes={"a": 1}))
+
+    view = queue.with_options(attributes={"b": 2})
+
+    assert view.tracing == TeamTracing(team="shop", attributes={"a": 1, "b": 2})

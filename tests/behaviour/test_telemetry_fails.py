@@ -1,14 +1,17 @@
 """Telemetry that fails never breaks a task."""
 
+import contextvars
 import logging
+from collections.abc import Generator
 
+import anyio
 import pytest
 from opentelemetry import baggage, context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from tests.conftest import Spans
-from traced_tasks import TracedBackgroundTask
+from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
 
 
 class Broken(SpanProcessor):
@@ -21,7 +24,10 @@ class Broken(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         if self.moment == "end":
-            raise RuntimeError("processor broke")
+            try:
+                raise KeyError("buffer")
+            except KeyError:
+                raise RuntimeError("processor broke")  # noqa: B904
 
 
 @pytest.mark.parametrize("moment", ["start", "end"])
@@ -44,6 +50,28 @@ async def test_a_processor_that_raises(spans: Spans, caplog: pytest.LogCaptureFi
     assert record.exc_info is not None
 
 
+@pytest.mark.parametrize("record_exception", [True, False])
+async def test_the_log_keeps_the_tasks_secret(
+    spans: Spans, caplog: pytest.LogCaptureFixture, record_exception: bool
+) -> None:
+    """What is logged of failing telemetry does not carry the exception of the task along."""
+    spans.provider.add_span_processor(Broken("end"))
+
+    def fail() -> None:
+        raise ValueError("card 4242 refused")
+
+    tasks = TracedBackgroundTasks()
+    tasks.with_options(record_exception=record_exception).add_task(fail)
+
+    with pytest.raises(ValueError, match="card 4242 refused") as caught:
+        await tasks()
+
+    assert "buffer" in caplog.text
+    assert "processor broke" in caplog.text
+    assert "4242" not in caplog.text
+    assert caught.value.__context__ is None
+
+
 class UnspeakableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
@@ -60,6 +88,7 @@ async def test_an_exception_without_words(spans: Spans, caplog: pytest.LogCaptur
 
     (span,) = spans()
     assert (span.attributes or {})["error.type"] == "tests.behaviour.test_telemetry_fails.UnspeakableError"
+    assert not span.status.is_ok
     assert [record.name for record in caplog.records] == ["traced_tasks"]
 
 
@@ -75,3 +104,67 @@ async def test_an_unsampled_task(spans: Spans, caplog: pytest.LogCaptureFixture)
 
     assert spans() == []
     assert caplog.records == []
+
+
+class Unnameable:
+    def __init__(self) -> None:
+        self.__dict__["__qualname__"] = "notify"
+
+    @property
+    def __module__(self) -> str:  # type: ignore[override]
+        raise RuntimeError("lazy")
+
+    def __call__(self) -> None: ...
+
+
+async def test_a_function_without_a_name(spans: Spans) -> None:
+    """A callable object that raises when it is asked for its name runs, and is named after its class."""
+    await TracedBackgroundTask(Unnameable())()
+
+    assert [span.name for span in spans()] == ["background_task Unnameable"]
+
+
+async def test_a_context_that_is_none(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose captured context was overwritten with something else runs, without a span."""
+    ran: list[int] = []
+    task = TracedBackgroundTask(ran.append, 1)
+    task.context = None  # type: ignore[assignment]
+
+    await task()
+
+    assert ran == [1]
+    assert [record.name for record in caplog.records] == ["traced_tasks"]
+
+
+async def test_a_coroutine_that_is_thrown_away(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """A task that is closed from another contextvars context ends its span, and OpenTelemetry has nothing to log."""
+
+    class Suspend:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def wait() -> None:
+        await Suspend()
+
+    coroutine = TracedBackgroundTask(wait)()
+    contextvars.Context().run(coroutine.send, None)
+
+    coroutine.close()
+
+    assert [(span.attributes or {})["error.type"] for span in spans()] == ["GeneratorExit"]
+    assert caplog.records == []
+
+
+async def test_a_coroutine_that_is_closed(spans: Spans) -> None:
+    """A task that is closed where it was running leaves the context as it was."""
+
+    async def wait() -> None:
+        await anyio.sleep(1)
+
+    before = context.get_current()
+    coroutine = TracedBackgroundTask(wait)()
+    coroutine.send(None)
+
+    coroutine.close()
+
+    assert context.get_current() is before

@@ -1,0 +1,47 @@
+"""What a task's function and a failure are called."""
+
+import functools
+from types import FunctionType, MethodType
+from typing import Any
+
+
+def function_names(func: Any) -> tuple[str, str]:
+    """Return the qualified name of a task's function, and its `code.function.name` (`module.qualname`)."""
+    try:
+        return _function_names(func)
+    except Exception:  # somebody's property or metaclass
+        return type(func).__name__, type(func).__name__
+
+
+def _function_names(func: Any) -> tuple[str, str]:
+    # Real types and real attributes only: a Mock is an instance of whatever it imitates and has every attribute.
+    while type(func) is not FunctionType:
+        if type(func) is MethodType:
+            func = func.__func__
+        elif issubclass(type(func), functools.partial):
+            func = func.func
+        else:
+            return _object_names(func)
+    return func.__qualname__, _with_module(func.__module__, func.__qualname__)
+
+
+def _object_names(func: object) -> tuple[str, str]:
+    try:
+        # A class has these, and what functools.wraps, C code and wrapt make.
+        qualname = object.__getattribute__(func, "__qualname__")
+        module = object.__getattribute__(func, "__module__")
+    except AttributeError:
+        qualname = module = None
+    if type(qualname) is not str:
+        qualname, module = type(func).__qualname__, type(func).__module__
+    return qualname, _with_module(module, qualname)
+
+
+def _with_module(module: str | None, qualname: str) -> str:
+    return f"{module}.{qualname}" if module else qualname
+
+
+def error_type(error: BaseException) -> str:
+    """Return the `error.type` of an exception: its class, with the module unless that is `builtins`."""
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ == "builtins" else _with_module(cls.__module__, cls.__qualname__)
