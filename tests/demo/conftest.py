@@ -1,0 +1,36 @@
+import io
+import os
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console, RenderableType
+
+from traced_tasks.demo import story
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what would make rich or OpenTelemetry behave in another way."""
+    for name in os.environ:
+        if name.startswith(("OTEL_", "TTY_")) or name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the second chapter of the story."""
+    chapters = story.checkout
+    monkeypatch.setattr(story, "checkout", lambda url: chapters(url)[1:2])
+
+
+@pytest.fixture
+def draw() -> Callable[..., str]:
+    """Draw something as text, as a file with that encoding would have it."""
+
+    def draw(renderable: RenderableType, width: int = 80, encoding: str = "utf-8") -> str:
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        Console(file=file, width=width, highlight=False).print(renderable)
+        file.seek(0)
+        return file.read()
+
+    return draw

@@ -1,0 +1,167 @@
+"""The story, told for real."""
+
+import asyncio
+import io
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from rich.console import Console
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from traced_tasks.demo import app, story
+from traced_tasks.demo.server import serve
+from traced_tasks.demo.spans import Span, Spans
+
+
+def tree(recording: story.Recording) -> list[str]:
+    """The names of the spans, each behind those that are above it."""
+    recorded = Spans(map(Span.of, recording.spans))
+
+    def paths(span: Span, above: str) -> list[str]:
+        path = f"{above}{span.name}"
+        return [path, *(found for child in recorded.children(span) for found in paths(child, f"{path} > "))]
+
+    return [found for root in recorded.roots() for found in paths(root, "")]
+
+
+@pytest.fixture(scope="module")
+def recordings() -> list[story.Recording]:
+    said: list[str] = []
+    with httpx.Client(trust_env=False) as client, serve(app.create_mail_server()) as mail_url:
+        recordings = [story.record(chapter, client, said.append) for chapter in story.checkout(mail_url)]
+    assert said == [
+        "POST /checkout: waiting for the response",
+        "POST /checkout: the response is here, waiting for the work behind it",
+    ] * len(recordings)
+    return recordings
+
+
+def test_plain(recordings: list[story.Recording]) -> None:
+    """With BackgroundTasks, the call of the background task is a child of the request that was over before it began."""
+    assert tree(recordings[0]) == ["POST /checkout", "POST /checkout > GET"]
+    starts, ends = Spans(map(Span.of, recordings[0].spans)).findings()
+    assert "and nothing says that it is background work" in starts.text
+    assert ends.text.startswith("ends ")
+
+
+def test_traced(recordings: list[story.Recording]) -> None:
+    """With TracedBackgroundTasks, the task stands between the request and its call, and nothing is wrong."""
+    assert tree(recordings[1]) == [
+        "POST /checkout",
+        "POST /checkout > background_task notify",
+        "POST /checkout > background_task notify > GET",
+    ]
+    assert Spans(map(Span.of, recordings[1].spans)).findings() == []
+
+
+def test_linked(recordings: list[story.Recording]) -> None:
+    """In the link style, the task begins a trace of its own, with a link to the request."""
+    assert tree(recordings[2]) == ["POST /checkout", "background_task notify", "background_task notify > GET"]
+    recorded = Spans(map(Span.of, recordings[2].spans))
+    request, task = recorded.roots()
+    assert request.id[0] != task.id[0]
+    assert task.links == (request.id,)
+    assert task.kind == "consumer"
+    assert recorded.findings() == []
+
+
+def test_response(recordings: list[story.Recording]) -> None:
+    """The response has reached the client while the background work is under way."""
+    for recording in recordings:
+        (call,) = [span for span in recording.spans if span.name == "GET"]
+        assert call.end_time is not None
+        assert recording.answered < call.end_time
+
+
+def test_service_name(recordings: list[story.Recording]) -> None:
+    """The spans are those of a service named checkout."""
+    spans: list[ReadableSpan] = [span for recording in recordings for span in recording.spans]
+    assert {span.resource.attributes["service.name"] for span in spans} == {"checkout"}
+
+
+def test_nothing_stays(recordings: list[story.Recording]) -> None:
+    """When the story is told, its servers and their threads are gone."""
+    assert [thread.name for thread in threading.enumerate() if "uvicorn" in thread.name] == []
+
+
+@pytest.mark.usefixtures("short")
+def test_progress() -> None:
+    """On a terminal one sees what is waited for."""
+    file = io.StringIO()
+    story.tell(Console(file=file, force_terminal=True, width=100))
+    assert "POST /checkout: waiting for the response" in file.getvalue()
+    assert "waiting for the work behind it" in file.getvalue()
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("width", [80, 120])
+def test_plain_text(width: int) -> None:
+    """In a file there is text alone: no escape sequence, and no line that is too long."""
+    file = io.StringIO()
+    story.tell(Console(file=file, width=width))
+    assert "\x1b" not in file.getvalue()
+    assert max(map(len, file.getvalue().splitlines())) == width
+
+
+def test_difference(draw: Callable[..., str]) -> None:
+    """The lines at the end are those of the app that was run."""
+    drawn = draw(story._difference())
+    assert "- from fastapi import BackgroundTasks" in drawn
+    assert "+ from traced_tasks import TracedBackgroundTasks" in drawn
+    assert "- async def checkout(tasks: BackgroundTasks)" in drawn
+    assert "+ async def checkout(tasks: TracedBackgroundTasks)" in drawn
+    assert "  tasks.add_task(notify, http, order=42)" in drawn
+    assert "?" not in drawn
+
+
+def test_interrupted_server() -> None:
+    """A server that is interrupted waits for none of its requests."""
+    begun, ended = threading.Event(), threading.Event()
+
+    async def endless(request: Request) -> Response:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+        return Response()  # pragma: no cover
+
+    def call(url: str) -> None:
+        with suppress(httpx.HTTPError):
+            httpx.get(url, timeout=None, trust_env=False)
+
+    def interrupt() -> None:
+        with serve(Starlette(routes=[Route("/", endless)])) as url:
+            client = threading.Thread(target=call, args=(url,))
+            client.start()
+            clients.append(client)
+            assert begun.wait(10)
+            raise KeyboardInterrupt
+
+    clients: list[threading.Thread] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert ended.is_set()
+    clients[0].join()
+
+
+def test_interrupted_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt while the thread of a server starts comes when it has started, and ends it."""
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().start()
+
+    monkeypatch.setattr(threading, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt), serve(Starlette()):
+        pytest.fail("it is up")
+    assert [thread.name for thread in threading.enumerate() if "uvicorn" in thread.name] == []

@@ -1,0 +1,94 @@
+"""`python -m traced_tasks`: see what it does."""
+
+import argparse
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+_DESCRIPTION = """\
+Tell the story of a background task: a checkout app on a real server answers a request, and only then its background
+task makes a slow HTTP call. The recorded spans are drawn as a timeline; once with FastAPI's BackgroundTasks, once with
+TracedBackgroundTasks, and once in the link style.
+"""
+
+_EPILOG = """\
+If OTEL_EXPORTER_OTLP_ENDPOINT is set (http://localhost:4318, for example), the spans are sent there as well, by
+OTLP over HTTP, to be looked at in Jaeger or Tempo.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tell the story.
+
+    Args:
+        arguments: Those of the command line.
+
+    Returns:
+        The exit code: 0, or 2 if the story cannot be told, 1 if nobody listens any longer, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser("python -m traced_tasks", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--svg", metavar="FILE", type=Path, help="write the same picture to FILE, as SVG")
+    svg: Path | None = parser.parse_args(arguments).svg
+    try:
+        if svg:
+            _check_writable(svg)
+        return _tell(svg)
+    except ImportError as exc:
+        return _stop(f'this needs the extra "demo" ({_missing(exc)}): pip install "traced-tasks[demo]"', 2)
+    except OSError as exc:
+        return _stop(str(exc), 2)
+    except KeyboardInterrupt:
+        return _stop("interrupted", 130)
+
+
+def _tell(svg: Path | None) -> int:
+    # Not at the top of the module: without the extra there should be a clear line.
+    import_module("fastapi.telemetry")
+    from rich.console import Console
+
+    from traced_tasks.demo.story import tell
+    from traced_tasks.demo.svg import save_svg
+
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(
+            errors="replace"
+        )  # where the encoding knows little, a name with a question mark is better than none
+    try:
+        shown = tell(Console(highlight=False))
+    except SystemExit:  # which is what rich makes of a broken pipe
+        return _stop("the output was closed before the story ended", 1)
+    if svg:
+        with _named(svg):
+            save_svg(svg, shown)
+    return 0
+
+
+def _check_writable(path: Path) -> None:
+    with _named(path):
+        existed = path.exists()
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+
+
+@contextmanager
+def _named(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as exc:
+        raise OSError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def _missing(exc: ImportError) -> str:
+    return "FastAPI 0.142 or newer" if exc.name == "fastapi.telemetry" else str(exc)
+
+
+def _stop(message: str, code: int) -> int:
+    print(f"python -m traced_tasks: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
