@@ -17,7 +17,8 @@ class TaskTracing(TaskOptions, frozen=True):
     A route's own way, as an annotation for its parameter:
 
     ```python
-    LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))]
+    linked = TaskTracing(propagation_style="link")
+    LinkedTasks = Annotated[TracedBackgroundTasks, Depends(linked)]
     ```
 
     Raises:

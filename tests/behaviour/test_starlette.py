@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from tests.conftest import Spans
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks import background as traced_background
 
 
 async def notify(user_id: int, *, ran: list[int]) -> None:
@@ -49,6 +50,11 @@ async def test_a_queue(connect: Callable[[ASGIApp], httpx.AsyncClient], spans: S
 
     assert ran == [1, 2, 3]
     assert [span.name for span in spans.tasks()] == ["queue's", "background_task notify", "queue's"]
+
+
+def test_the_alias_makes_a_queue() -> None:
+    """The public name can be called like the class that type checkers see in it."""
+    assert type(TracedBackgroundTasks()) is traced_background.TracedBackgroundTasks
 
 
 async def test_without_an_sdk(connect: Callable[[ASGIApp], httpx.AsyncClient]) -> None:
