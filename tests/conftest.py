@@ -1,3 +1,4 @@
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +20,10 @@ from starlette.types import ASGIApp
 HAS_TELEMETRY = find_spec("fastapi.telemetry") is not None  # since FastAPI 0.142
 
 collect_ignore = [] if HAS_TELEMETRY else ["behaviour/test_fastapi_telemetry.py"]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported is no garbage, and tests that collect garbage need not look through it
 
 
 def with_request_spans(app: ASGIApp) -> ASGIApp:

@@ -1,9 +1,11 @@
 """The queue and the task, standing beside those of `starlette.background`."""
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any, ParamSpec, Self, Unpack
+from typing import Any, ParamSpec, Self, Unpack, cast
 
 from fastapi import BackgroundTasks
 from opentelemetry import context as otel_context
@@ -11,8 +13,9 @@ from starlette.background import BackgroundTask
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 from starlette.concurrency import run_in_threadpool
 
+from traced_tasks.names import error_type, function_names
 from traced_tasks.options import TaskOptions, TaskOptionsDict
-from traced_tasks.telemetry import TaskSpan
+from traced_tasks.telemetry import TaskRun, log_failures, report_dropped, report_lost
 
 P = ParamSpec("P")
 
@@ -37,6 +40,21 @@ class TracedBackgroundTask(BackgroundTask):
         TypeError: `func` is not callable.
     """
 
+    _pending = False  # also if __init__ refuses, and __del__ is called all the same
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" not in vars(cls):
+            return
+        call: Any = cls.__call__
+
+        @functools.wraps(call)
+        def start(self: Self) -> Any:
+            self._pending = False  # it may not call ours
+            return call(self)
+
+        cls.__call__ = cast("Any", start)  # type: ignore[method-assign]
+
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         if not callable(func):
             raise _not_callable(func)
@@ -48,14 +66,26 @@ class TracedBackgroundTask(BackgroundTask):
         self.context = otel_context.get_current()
         self.queued_at = perf_counter()
         self.tracing = tracing
+        self._pending = True
 
     async def __call__(self) -> None:
+        self._pending = False
         # Not super().__call__(): opentelemetry-instrumentation-fastapi and New Relic patch it to add a span.
-        with TaskSpan(self.func, self.context, self.queued_at, self.tracing):
+        with TaskRun(self):
             if self.is_async:
                 await self.func(*self.args, **self.kwargs)
             else:
                 await run_in_threadpool(self.func, *self.args, **self.kwargs)
+
+    def skip(self, reason: str) -> None:
+        """Report that the task will not run, unless it has run."""
+        if self._pending:
+            self._pending = False
+            report_lost(self, "skipped", reason)
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self._pending and not is_finalizing():
+            report_dropped(self)
 
 
 class TracedBackgroundTasks(BackgroundTasks):
@@ -138,8 +168,40 @@ class TracedBackgroundTasks(BackgroundTasks):
         return view
 
     async def __call__(self) -> None:
-        for task in self.tasks:
-            await _traced(task, self.tracing)()
+        failures: list[Exception] = []
+        try:
+            for position, plain in enumerate(self.tasks, start=1):
+                task = _traced(plain, self.tracing)
+                try:
+                    await task()
+                except Exception as error:
+                    failures.append(error)
+                    if task.tracing.on_error == "stop":
+                        self._skip(position, f"{_name(task)}, before it in the queue, failed with {error_type(error)}")
+                        if len(failures) == 1:
+                            raise
+                        break
+                except BaseException as error:
+                    self._skip(position, f"{_name(task)}, before it in the queue, was cut short by {error_type(error)}")
+                    if failures:
+                        log_failures(failures, error)
+                    raise
+            if failures:
+                raise ExceptionGroup("background tasks failed", failures)
+        finally:
+            del failures  # or the traceback of each would hold it, and this frame, in a cycle
+
+    def _skip(self, position: int, reason: str) -> None:
+        for task in self.tasks[position:]:
+            _traced(task, self.tracing).skip(reason)
+
+    def skip(self, reason: str) -> None:
+        """Report that those of the tasks that have not run will not run."""
+        self._skip(0, reason)
+
+
+def _name(task: TracedBackgroundTask | TracedBackgroundTasks) -> str:
+    return function_names(task.func if isinstance(task, TracedBackgroundTask) else task)[1]
 
 
 def _view_class(cls: Any) -> Any:

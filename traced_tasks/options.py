@@ -1,13 +1,15 @@
-"""What can be chosen about a task's span."""
+"""What can be chosen about a task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
 
-from opentelemetry.trace import Link, SpanKind, TracerProvider
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Link, Span, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
 from pydantic import AfterValidator, BaseModel, Field
 
 PropagationStyle = Literal["child", "link", "none"]
+OnError = Literal["stop", "continue"]
 
 
 def _attribute_value(value: AttributeValue) -> AttributeValue:
@@ -35,6 +37,14 @@ else:
     Attributes = Mapping[str, Annotated[Any, AfterValidator(_attribute_value)]]
 
 
+if TYPE_CHECKING:
+    from traced_tasks.background import TracedBackgroundTask
+
+    TaskHook = Callable[[Span, TracedBackgroundTask], None]
+else:
+    TaskHook = Callable[..., None]
+
+
 class TaskOptionsDict(TypedDict, total=False):
     """The options of [`TaskTracing`][traced_tasks.TaskTracing] as keywords, for `with_options`."""
 
@@ -44,7 +54,10 @@ class TaskOptionsDict(TypedDict, total=False):
     attributes: Attributes
     links: Sequence[Link]
     record_exception: bool
+    on_error: OnError
+    task_hook: TaskHook | None
     tracer_provider: TracerProvider | None
+    meter_provider: MeterProvider | None
 
 
 class TaskOptions(
@@ -82,8 +95,22 @@ class TaskOptions(
     `False`: neither its message nor its stack trace leaves the process, only its class, as `error.type`.
     """
 
+    on_error: OnError = "stop"
+    """What a failure of the task means for those behind it in the queue.
+
+    `"stop"`, as in Starlette: they are skipped. `"continue"`: they run, and after the queue one `ExceptionGroup`
+    carries all failures in order. A cancellation always stops.
+    """
+
+    task_hook: TaskHook | None = None
+    """Called with the span that has started and its task, to take attributes from `task.func`, `task.args` and
+    `task.kwargs`. Also for the span of a task that was lost. Its error is logged and harms nothing."""
+
     tracer_provider: TracerProvider | None = None
     """The provider of the tracer. `None`: OpenTelemetry's global one, as it is when the task starts."""
+
+    meter_provider: MeterProvider | None = None
+    """The provider of the meter. `None`: OpenTelemetry's global one, as it is when the task starts."""
 
     def __hash__(self) -> int:
         # FastAPI hashes its dependencies. pydantic's own hash would meet the dict in `attributes`; equal options still

@@ -1,21 +1,30 @@
-"""A task's span: everything that talks to OpenTelemetry."""
+"""What a task tells OpenTelemetry: how it ran, or that it never did."""
 
 import logging
-from collections.abc import Callable
+import os
+import sys
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
-from time import perf_counter
+from time import perf_counter, time_ns
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
+from opentelemetry import _logs as logs
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, StatusCode, Tracer, TracerProvider
+from opentelemetry.util.types import AttributeValue
 
+from traced_tasks.metrics import Instruments, instruments_of
 from traced_tasks.names import error_type, function_names
-from traced_tasks.options import TaskOptions
 from traced_tasks.providers import PerProvider
 from traced_tasks.version import __version__
+
+if TYPE_CHECKING:
+    from traced_tasks.background import TracedBackgroundTask
 
 _fastapi_key = ""  # before FastAPI 0.142: in no context
 with suppress(ImportError):
@@ -24,88 +33,179 @@ with suppress(ImportError):
 logger = logging.getLogger("traced_tasks")
 
 
-class TaskSpan:
-    """Run a block in the context that its task captured, inside a span of its own.
+class TaskRun:
+    """Run a block in the context that its task captured, inside a span of its own, and measure it.
 
     The block's exception is recorded and goes on. An error of the telemetry itself is logged and goes no further.
-
-    Args:
-        func: The task's function, for the names.
-        context: The context that was current at `add_task`.
-        queued_at: When that was, in seconds of `time.perf_counter`.
-        options: How the span looks.
     """
 
-    __slots__ = ("_context", "_function_name", "_options", "_qualname", "_queued_at", "_span", "_token")
+    __slots__ = ("_context", "_function_name", "_instruments", "_span", "_started_at", "_task", "_token")
 
-    def __init__(self, func: Callable[..., Any], context: Context, queued_at: float, options: TaskOptions) -> None:
-        self._qualname, self._function_name = function_names(func)
-        self._context = context
-        self._queued_at = queued_at
-        self._options = options
+    def __init__(self, task: "TracedBackgroundTask") -> None:
+        self._task = task
 
     def __enter__(self) -> None:
+        task = self._task
         self._span: Span = INVALID_SPAN
+        self._context = task.context
+        self._instruments: Instruments | None = None
+        self._started_at = perf_counter()
+        queue_duration = self._started_at - task.queued_at
+        qualname, self._function_name = function_names(task.func)
         try:
-            self._context = _with_fastapi_data(self._context)
-            self._span = self._start()
+            self._context = _with_fastapi_data(task.context)
+            self._span = _start_span(
+                task,
+                qualname,
+                self._context,
+                {"code.function.name": self._function_name, "background_task.queue.duration": queue_duration},
+            )
             self._context = trace.set_span_in_context(self._span, self._context)
         except Exception as error:
-            self._log("The task %s runs without a span, which could not be started.", error, None)
+            _log("The background task %s runs without a span, which could not be started.", self._function_name, error)
         self._token = otel_context.attach(self._context)
-
-    def _start(self) -> Span:
-        options = self._options
-        context = self._context
-        links = options.links
-        if options.propagation_style != "child":
-            parent = trace.get_current_span(context).get_span_context()
-            if options.propagation_style == "link" and parent.is_valid:
-                links = (Link(parent), *links)
-            context = trace.set_span_in_context(INVALID_SPAN, context)
-        provider = trace.get_tracer_provider() if options.tracer_provider is None else options.tracer_provider
-        return _tracer(provider).start_span(
-            options.span_name or f"background_task {self._qualname.rpartition('<locals>.')[2]}",
-            context,
-            options.span_kind or (SpanKind.INTERNAL if options.propagation_style == "child" else SpanKind.CONSUMER),
-            {
-                "code.function.name": self._function_name,
-                "background_task.queue.duration": perf_counter() - self._queued_at,
-                **options.attributes,
-            },
-            links,
-        )
+        try:
+            self._instruments = instruments_of(task.tracing.meter_provider)
+            if self._instruments is not None:
+                self._instruments.start(self._function_name, queue_duration)
+        except Exception as error:
+            _log("The start of the background task %s could not be measured.", self._function_name, error)
+        _call_hook(task, self._span, self._function_name)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # The span is still current: the log record of an exception and the exemplar of a measurement refer to it.
+        try:
+            if self._instruments is not None:
+                error_name = None if exc is None else error_type(exc)
+                self._instruments.end(self._function_name, perf_counter() - self._started_at, error_name)
+        except Exception as error:
+            _log("The end of the background task %s could not be measured.", self._function_name, error, exc)
+        try:
+            if exc is not None:
+                self._record(exc)
+        except Exception as error:
+            _log("The failure of the background task %s could not be recorded.", self._function_name, error, exc)
         # A coroutine that is thrown away is closed in whatever context the garbage collector was called in.
         if not isinstance(exc, GeneratorExit) or otel_context.get_current() is self._context:
             otel_context.detach(self._token)
         try:
-            if exc is not None and self._span.is_recording():
-                self._record(exc)
-        except Exception as error:
-            self._log("The failure of the task %s could not be recorded.", error, exc)
-        try:
             self._span.end()
         except Exception as error:
-            self._log("The span of the task %s could not be ended.", error, exc)
+            _log("The span of the background task %s could not be ended.", self._function_name, error, exc)
 
     def _record(self, exc: BaseException) -> None:
-        self._span.set_attribute("error.type", error_type(exc))
-        self._span.set_status(StatusCode.ERROR)
-        if self._options.record_exception:
-            self._span.set_status(StatusCode.ERROR, ": ".join(filter(None, (type(exc).__name__, str(exc)))))
-            self._span.record_exception(exc)
+        span = self._span
+        span.set_attribute("error.type", error_type(exc))
+        span.set_status(StatusCode.ERROR)
+        if not self._task.tracing.record_exception:
+            return
+        # https://opentelemetry.io/docs/specs/semconv/exceptions/
+        signals = {signal.strip() for signal in os.environ.get("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", "").split(",")}
+        if signals & {"logs", "logs/dup"}:
+            logs.get_logger("traced_tasks", __version__).emit(
+                event_name="background_task.exception",
+                timestamp=time_ns(),
+                severity_number=SeverityNumber.ERROR,
+                severity_text="ERROR",
+                body="Exception in a background task",
+                attributes={"code.function.name": self._function_name},
+                exception=exc,
+            )
+        if span.is_recording():
+            span.set_status(StatusCode.ERROR, ": ".join(filter(None, (type(exc).__name__, str(exc)))))
+            if "logs" not in signals or "logs/dup" in signals:
+                span.record_exception(exc)
 
-    def _log(self, message: str, error: BaseException, task_error: BaseException | None) -> None:
-        # Raised while the task's exception is on its way, the error carries that along, which may be a secret.
-        link = error
-        while link.__context__ is not None and link.__context__ is not task_error:
-            link = link.__context__
-        link.__context__ = None
-        logger.error(message, self._function_name, exc_info=error)
+
+def report_lost(task: "TracedBackgroundTask", error: Literal["skipped", "dropped"], reason: str) -> None:
+    """Report a task that never ran: by a warning, a span from `add_task` until now, and one on the counter.
+
+    Args:
+        task: The task.
+        error: The `error.type`: `skipped` by its queue, or `dropped` with it.
+        reason: Why, in words for the developer of the application.
+    """
+    queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
+    qualname, function_name = function_names(task.func)
+    logger.warning("The background task %s was %s: %s.", function_name, error, reason)
+    try:
+        attributes: dict[str, AttributeValue] = {"code.function.name": function_name, "error.type": error}
+        span = _start_span(task, qualname, task.context, attributes, queued_at)
+        _call_hook(task, span, function_name)
+        span.set_status(StatusCode.ERROR, reason)
+        span.end()
+    except Exception as failure:
+        _log("The loss of the background task %s could not be traced.", function_name, failure)
+    try:
+        instruments = instruments_of(task.tracing.meter_provider)
+        if instruments is not None:
+            instruments.lose(function_name, error)
+    except Exception as failure:
+        _log("The loss of the background task %s could not be measured.", function_name, failure)
+
+
+def report_dropped(task: "TracedBackgroundTask") -> None:
+    """Report a task that was thrown away before it ran. Made to be called in `__del__`."""
+    reason = (
+        "nothing ran it. The handler raised after add_task, or the response has a background of its own, or the route "
+        "is a websocket, or the queue was given to no response"
+    )
+    if not _in_telemetry():
+        report_lost(task, "dropped", reason)
+        return
+    with suppress(RuntimeError):  # the interpreter is shutting down
+        threading.Thread(target=report_lost, args=(task, "dropped", reason), daemon=True).start()
+
+
+def log_failures(failures: Sequence[Exception], error: BaseException) -> None:
+    """Log the failures that a queue went on after, and that nobody will raise, because something else ended it."""
+    logger.error(
+        "The queue was cut short by %s, after background tasks had failed with %s.",
+        error_type(error),
+        ", ".join(map(error_type, failures)),
+    )
+
+
+def _in_telemetry() -> bool:
+    # The garbage collector is also called in the middle of an instrument or an exporter, which may hold a lock that the
+    # report would wait for, on this very thread.
+    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if str(frame.f_globals.get("__name__")).startswith(
+            ("opentelemetry.sdk.", "opentelemetry.exporter.", "logging")
+        ):
+            return True
+    return False
+
+
+def _start_span(
+    task: "TracedBackgroundTask",
+    qualname: str,
+    context: Context,
+    attributes: dict[str, AttributeValue],
+    start_time: int | None = None,
+) -> Span:
+    options = task.tracing
+    links = options.links
+    kind = SpanKind.INTERNAL
+    if options.propagation_style != "child":
+        kind = SpanKind.CONSUMER
+        origin = trace.get_current_span(context).get_span_context()
+        if options.propagation_style == "link" and origin.is_valid:
+            links = (Link(origin), *links)
+        context = trace.set_span_in_context(INVALID_SPAN, context)
+    provider = trace.get_tracer_provider() if options.tracer_provider is None else options.tracer_provider
+    return _tracer(provider).start_span(
+        options.span_name or f"background_task {qualname.rpartition('<locals>.')[2]}",
+        context,
+        kind if options.span_kind is None else options.span_kind,
+        {**attributes, **options.attributes},
+        links,
+        start_time,
+    )
 
 
 def _make_tracer(provider: TracerProvider) -> Tracer:
@@ -122,3 +222,21 @@ def _with_fastapi_data(context: Context) -> Context:
         return context
     data = otel_context.get_value(_fastapi_key)
     return context if data is None else otel_context.set_value(_fastapi_key, data, context)
+
+
+def _call_hook(task: "TracedBackgroundTask", span: Span, function_name: str) -> None:
+    if task.tracing.task_hook is None:
+        return
+    try:
+        task.tracing.task_hook(span, task)
+    except Exception as error:
+        _log("The task_hook of the background task %s failed.", function_name, error)
+
+
+def _log(message: str, function_name: str, error: Exception, task_error: BaseException | None = None) -> None:
+    # Raised while the task's exception is on its way, the error carries that along, which may be a secret.
+    link: BaseException = error
+    while link.__context__ is not None and link.__context__ is not task_error:
+        link = link.__context__
+    link.__context__ = None
+    logger.error(message, function_name, exc_info=error)

@@ -11,12 +11,14 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from rich.console import Console
+from rich.status import Status
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from traced_tasks.demo import app, story
+from traced_tasks.demo.interrupt import HeldInterrupt
 from traced_tasks.demo.server import serve
 from traced_tasks.demo.spans import Span, Spans
 
@@ -153,15 +155,35 @@ def test_interrupted_server() -> None:
     clients[0].join()
 
 
-def test_interrupted_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupt while the thread of a server starts comes when it has started, and ends it."""
+def test_held_interrupt() -> None:
+    """An interrupt waits until it is asked for, or for the end of the block, and does not hide what else went wrong."""
 
-    class Interrupted(threading.Thread):
-        def start(self) -> None:
+    def wait(*, asked: bool) -> None:
+        with HeldInterrupt() as interrupt:
             signal.raise_signal(signal.SIGINT)
-            super().start()
+            passed.append("signal")
+            if asked:
+                interrupt.check()
+            passed.append("block")
 
-    monkeypatch.setattr(threading, "Thread", Interrupted)
-    with pytest.raises(KeyboardInterrupt), serve(Starlette()):
-        pytest.fail("it is up")
+    def fail() -> None:
+        with HeldInterrupt():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError("else")
+
+    passed: list[str] = []
+    for asked in True, False:
+        with pytest.raises(KeyboardInterrupt):
+            wait(asked=asked)
+    assert passed == ["signal", "signal", "block"]
+    with pytest.raises(ValueError, match="else"):
+        fail()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupted_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt while the work behind a response is waited for ends the story, and its servers."""
+    monkeypatch.setattr(Status, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        story.tell(Console(file=io.StringIO()))
     assert [thread.name for thread in threading.enumerate() if "uvicorn" in thread.name] == []

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from traced_tasks.demo import app
 from traced_tasks.demo.export import endpoint, export
+from traced_tasks.demo.interrupt import HeldInterrupt
 from traced_tasks.demo.server import serve
 from traced_tasks.demo.spans import Span, Spans
 from traced_tasks.demo.timeline import Timeline
@@ -77,13 +78,16 @@ def checkout(mail_url: str) -> list[Chapter]:
     ]
 
 
-def record(chapter: Chapter, client: httpx.Client, progress: Callable[[str], None]) -> Recording:
+def record(
+    chapter: Chapter, client: httpx.Client, progress: Callable[[str], None], check: Callable[[], None] = lambda: None
+) -> Recording:
     """Run a chapter: serve its app, send its request, wait for the work behind the response.
 
     Args:
         chapter: The chapter.
         client: Sends the request. It is not instrumented.
         progress: Is told what is waited for.
+        check: Is called while the work is waited for. If it raises, the wait is over.
 
     Raises:
         OSError: There is no port for the app, or it cannot be reached, or no span was recorded.
@@ -91,7 +95,7 @@ def record(chapter: Chapter, client: httpx.Client, progress: Callable[[str], Non
     exporter = InMemorySpanExporter()
     provider = TracerProvider(ALWAYS_ON, Resource.create({"service.name": "checkout"}), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with serve(chapter.create_app(provider)) as url:
+    with serve(chapter.create_app(provider), check) as url:
         progress(f"{chapter.method} {chapter.path}: waiting for the response")
         try:
             client.request(chapter.method, f"{url}{chapter.path}")
@@ -127,11 +131,15 @@ def tell(console: Console) -> list[RenderableType]:
 
     show(Text(_INTRODUCTION))
     # A proxy in the environment is none of the story's business.
-    with httpx.Client(trust_env=False) as client, serve(app.create_mail_server()) as mail_url:
+    with (
+        HeldInterrupt() as interrupt,
+        httpx.Client(trust_env=False) as client,
+        serve(app.create_mail_server()) as mail_url,
+    ):
         for chapter in checkout(mail_url):
             # A spinner of ASCII characters, because it has to turn on any terminal.
             with console.status("", spinner="line") as status:
-                recording = record(chapter, client, status.update)
+                recording = record(chapter, client, status.update, interrupt.check)
             show(Timeline(chapter.title, chapter.text, Spans(map(Span.of, recording.spans)), recording.answered), "")
             spans += recording.spans
     if where := endpoint():

@@ -1,0 +1,471 @@
+"""A task that never runs is seen: once, and why."""
+
+import gc
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+from contextlib import suppress
+from time import time_ns
+from typing import Annotated, Any
+
+import anyio
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
+from fastapi.responses import JSONResponse
+from httpx import AsyncClient
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.trace import StatusCode
+from starlette.background import BackgroundTask
+from starlette.types import Message
+
+from tests.conftest import Spans, is_child
+from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks.options import OnError
+
+LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))]
+
+
+def notify(*args: object) -> None: ...
+
+
+def fail() -> None:
+    raise ValueError("card 4242 refused")
+
+
+async def worker_threads_let_go() -> None:
+    """Wait until a worker thread has forgotten its last job, which it does a moment after it has reported it."""
+    await anyio.to_thread.run_sync(notify)
+
+
+@pytest.fixture(autouse=True)
+def _earlier_garbage() -> None:
+    gc.collect()
+
+
+def points(reader: InMemoryMetricReader, name: str) -> dict[tuple[Any, Any], Any]:
+    """The values of a counter, by function and error."""
+    data: Any = reader.get_metrics_data()
+    return {
+        (point.attributes["code.function.name"], point.attributes["error.type"]): point.value
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == name
+        for point in metric.data.data_points
+    }
+
+
+def lost(spans: Spans) -> dict[str, str]:
+    """What was lost, by the name of the span, and how."""
+    return {
+        span.name.removeprefix("background_task "): str((span.attributes or {})["error.type"])
+        for span in spans.tasks()
+        if (span.attributes or {}).get("error.type") in ("skipped", "dropped")
+    }
+
+
+async def test_an_earlier_task_failed(
+    app: FastAPI, client: AsyncClient, spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tasks behind a failing one are skipped: each has a span from `add_task` on, and a warning that says why."""
+    before = time_ns()
+
+    @app.get("/")
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        with trace.get_tracer("mine").start_as_current_span("step"):
+            tasks.add_task(fail)
+            tasks.add_task(notify)
+            tasks.add_task(print)
+
+    with pytest.raises(ValueError, match="4242"):
+        await client.get("/")
+
+    assert lost(spans) == {"notify": "skipped", "print": "skipped"}
+    span = spans["background_task notify"]
+    assert is_child(span, spans["step"])
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.start_time is not None
+    assert span.end_time is not None
+    failed = spans["background_task fail"]
+    assert failed.start_time is not None
+    assert before < span.start_time < failed.start_time < span.end_time
+    assert (span.attributes or {})["code.function.name"] == "tests.behaviour.test_lost.notify"
+    reason = "tests.behaviour.test_lost.fail, before it in the queue, failed with ValueError"
+    assert span.status.description == reason
+    assert [(record.name, record.levelno, record.getMessage()) for record in caplog.records] == [
+        ("traced_tasks", logging.WARNING, f"The background task {name} was skipped: {reason}.")
+        for name in ("tests.behaviour.test_lost.notify", "builtins.print")
+    ]
+
+
+async def test_an_earlier_task_was_cancelled(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """The tasks behind one that is cancelled are skipped, and the cancellation goes on."""
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(anyio.sleep_forever)
+    tasks.add_task(notify)
+
+    with anyio.move_on_after(0.01) as scope:
+        await tasks()
+
+    assert scope.cancelled_caught
+    assert lost(spans) == {"notify": "skipped"}
+    assert "sleep_forever, before it in the queue, was cut short by" in caplog.text
+
+
+async def test_http_exception(
+    app: FastAPI, client: AsyncClient, spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler that raises `HTTPException` after `add_task` drops its tasks, which is seen with the response."""
+
+    @app.get("/sync")
+    def sync_handler(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(notify)
+        raise HTTPException(402)
+
+    @app.get("/async")
+    async def async_handler(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(print)
+        raise HTTPException(402)
+
+    assert (await client.get("/sync")).status_code == 402
+    await worker_threads_let_go()
+    assert lost(spans) == {"notify": "dropped"}
+    assert (await client.get("/async")).status_code == 402
+    assert lost(spans) == {"notify": "dropped", "print": "dropped"}
+    trace_id = spans["background_task print"].context.trace_id
+    assert trace_id in [span.context.trace_id for span in spans() if span.name == "GET /async"]
+    assert "notify was dropped: nothing ran it. The handler raised after add_task, or" in caplog.text
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_an_unhandled_exception(app: FastAPI, client: AsyncClient, spans: Spans, sync: bool) -> None:
+    """A handler that crashes after `add_task` drops its tasks, which is seen when Python has thrown them away."""
+
+    @app.get("/sync")
+    def sync_handler(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(notify)
+        fail()
+
+    @app.get("/async")
+    async def async_handler(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(notify)
+        fail()
+
+    with pytest.raises(ValueError, match="4242"):
+        await client.get("/sync" if sync else "/async")
+    await worker_threads_let_go()
+    gc.collect()
+
+    assert lost(spans) == {"notify": "dropped"}
+
+
+async def test_a_response_with_its_own_background(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """The tasks of a request are dropped when its response has a background of its own, which runs."""
+    ran: list[int] = []
+
+    @app.get("/")
+    async def handler(tasks: TracedBackgroundTasks) -> JSONResponse:
+        tasks.add_task(notify)
+        return JSONResponse({}, background=BackgroundTask(ran.append, 1))
+
+    await client.get("/")
+
+    assert ran == [1]
+    assert lost(spans) == {"notify": "dropped"}
+
+
+async def test_a_websocket(app: FastAPI, spans: Spans) -> None:
+    """The tasks of a websocket route are dropped: there is no response that they could follow."""
+
+    @app.websocket("/")
+    async def handler(websocket: WebSocket, tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(notify)
+        await websocket.accept()
+        await websocket.close()
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None: ...
+
+    await app({"type": "websocket", "path": "/", "headers": [], "query_string": b""}, receive, send)
+
+    assert lost(spans) == {"notify": "dropped"}
+
+
+async def test_a_queue_by_hand(spans: Spans) -> None:
+    """Tasks of a queue that is given to no response are dropped, and so is a single task."""
+    tasks = TracedBackgroundTasks([BackgroundTask(print)])
+    tasks.add_task(notify)
+    task = TracedBackgroundTask(repr, 1)
+
+    del tasks, task
+
+    assert lost(spans) == {"print": "dropped", "notify": "dropped", "repr": "dropped"}
+
+
+async def test_a_plain_task_of_a_traced_queue(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """What a plain parameter queued, before the adoption or after it, is seen when it is lost."""
+
+    def before(tasks: BackgroundTasks) -> None:
+        tasks.add_task(notify)
+
+    @app.get("/", dependencies=[Depends(before)])
+    async def handler(tasks: TracedBackgroundTasks, plain: BackgroundTasks) -> None:
+        plain.add_task(print)
+        raise HTTPException(402)
+
+    await client.get("/")
+    await worker_threads_let_go()
+
+    assert lost(spans) == {"notify": "dropped", "print": "dropped"}
+
+
+async def test_a_queue_in_the_queue(spans: Spans) -> None:
+    """The tasks of a queue behind a failing task are skipped, those that were put straight into the list too."""
+    inner = TracedBackgroundTasks()
+    inner.add_task(notify)
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(fail)
+    tasks.tasks += [inner, BackgroundTask(print)]
+
+    with pytest.raises(ValueError, match="4242"):
+        await tasks()
+
+    assert lost(spans) == {"notify": "skipped", "print": "skipped"}
+
+
+async def test_a_failing_queue_in_the_queue(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """A task behind a queue with a failing task is skipped, too."""
+    inner = TracedBackgroundTasks()
+    inner.add_task(fail)
+    tasks = TracedBackgroundTasks([inner])
+    tasks.add_task(notify)
+
+    with pytest.raises(ValueError, match="4242"):
+        await tasks()
+
+    assert lost(spans) == {"notify": "skipped"}
+    assert "TracedBackgroundTasks, before it in the queue, failed with ValueError" in caplog.text
+
+
+@pytest.mark.parametrize("handler_raises", [False, True])
+async def test_a_linked_task(app: FastAPI, client: AsyncClient, spans: Spans, handler_raises: bool) -> None:
+    """The span of a lost task of the style `link` is the root of a trace, linked to where it was added."""
+
+    @app.get("/")
+    async def handler(tasks: LinkedTasks) -> None:
+        with trace.get_tracer("mine").start_as_current_span("step"):
+            tasks.add_task(notify)
+        raise HTTPException(402)
+
+    await client.get("/")
+
+    span = spans["background_task notify"]
+    assert span.parent is None
+    assert [link.context for link in span.links] == [spans["step"].context]
+
+
+async def test_what_ran_is_not_lost(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """A task that ran once is not reported: not when its queue runs again and fails, nor when it is thrown away."""
+    failing = [False, True]
+
+    def sometimes() -> None:
+        if failing.pop(0):
+            fail()
+
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(sometimes)
+    tasks.add_task(notify)
+    await tasks()
+
+    with pytest.raises(ValueError, match="4242"):
+        await tasks()
+    del tasks
+    gc.collect()
+
+    assert lost(spans) == {}
+    assert caplog.records == []
+
+
+async def test_what_was_skipped_is_not_dropped(spans: Spans) -> None:
+    """A task is lost once only."""
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(fail)
+    tasks.add_task(notify)
+
+    with pytest.raises(ValueError, match="4242"):
+        await tasks()
+    del tasks
+    gc.collect()
+
+    assert [span.name for span in spans.tasks()] == ["background_task fail", "background_task notify"]
+
+
+async def test_a_task_that_was_refused_is_not_lost(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """What `add_task` refused is not reported as well."""
+    with pytest.raises(TypeError):
+        TracedBackgroundTask("notify")  # type: ignore[arg-type]
+    gc.collect()
+
+    assert spans() == []
+    assert caplog.records == []
+
+
+async def test_an_own_class_of_task(spans: Spans) -> None:
+    """A subclass of `TracedBackgroundTask` that runs in a way of its own has run, and one that never did is lost."""
+    ran: list[object] = []
+
+    class Eager(TracedBackgroundTask):
+        async def __call__(self) -> None:
+            ran.append(self.func)
+
+    class Named(TracedBackgroundTask):
+        name = "receipt"
+
+    await Eager(print)()
+    await Named(print)()
+    Eager(notify)
+    Named(notify)
+
+    assert ran == [print]
+    assert [(span.name, span.status.is_ok) for span in spans()] == [
+        ("background_task print", True),
+        ("background_task notify", False),
+        ("background_task notify", False),
+    ]
+
+
+class Order:
+    """An argument that can be watched."""
+
+
+async def test_nothing_keeps_a_request_alive(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """Queue, views, tasks and arguments go with their request, by reference count."""
+    alive: list[weakref.ref[Any]] = []
+
+    @app.get("/")
+    async def handler(tasks: TracedBackgroundTasks, linked: LinkedTasks) -> None:
+        order = Order()
+        tasks.add_task(notify, order)
+        linked.add_task(notify, order)
+        alive.extend(map(weakref.ref, (order, tasks, linked, *tasks.tasks)))
+
+    gc.collect()
+    gc.disable()
+    try:
+        await client.get("/")
+        await worker_threads_let_go()
+        assert [ref() for ref in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+async def test_a_failure_makes_no_cycle(spans: Spans, on_error: OnError) -> None:
+    """When the exception of a queue is forgotten, so are its tasks and their arguments, by reference count."""
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(on_error=on_error))
+    order = Order()
+
+    async def async_fail(*args: object) -> None:
+        fail()
+
+    tasks.add_task(async_fail)
+    tasks.add_task(async_fail, order)
+    alive = [weakref.ref(each) for each in (order, tasks, *tasks.tasks)]
+    del order
+
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(Exception):
+            await tasks()
+        del tasks
+        assert [ref() for ref in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
+
+
+class CollectingProcessor(SpanProcessor):
+    """It collects garbage while it holds a lock, as Python may do at any time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.names: list[str] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        with self.lock:
+            self.names.append(span.name)
+            gc.collect()
+
+
+async def test_the_garbage_collector_in_an_exporter(spans: Spans) -> None:
+    """A task that is thrown away while this thread holds the lock of a span processor does not wait for it forever."""
+    processor = CollectingProcessor()
+    spans.provider.add_span_processor(processor)
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(notify)
+    cycle: list[object] = [tasks]
+    cycle.append(cycle)
+    del tasks, cycle
+
+    def end_a_span() -> None:
+        trace.get_tracer("mine").start_span("mine").end()
+
+    thread = threading.Thread(target=end_a_span, daemon=True)
+    thread.start()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    for report in threading.enumerate():
+        if report.daemon and report is not threading.current_thread():
+            report.join(1)
+    assert processor.names == ["mine", "background_task notify"]
+
+
+@pytest.mark.parametrize("moment", ["exit", "a crash", "os._exit"])
+def test_silence_at_exit(moment: str) -> None:
+    """A queue that is alive when the interpreter ends makes no noise."""
+    program = f"""
+        import atexit, os
+        from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
+        tasks = TracedBackgroundTasks()
+        tasks.add_task(print)
+        tasks.self = tasks
+        task = TracedBackgroundTask(print)
+        if {moment!r} == "os._exit":
+            os._exit(0)
+        if {moment!r} == "a crash":
+            raise SystemExit(3)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert done.returncode == (3 if moment == "a crash" else 0)
+    assert done.stdout + done.stderr == ""
+
+
+async def test_the_counter(spans: Spans) -> None:
+    """Each lost task is one on `background_task.lost`."""
+    reader = InMemoryMetricReader()
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=MeterProvider([reader])))
+    tasks.add_task(fail)
+    tasks.add_task(notify)
+    tasks.add_task(notify)
+
+    with pytest.raises(ValueError, match="4242"):
+        await tasks()
+    tasks.add_task(print)
+    tasks.tasks.pop()
+
+    assert points(reader, "background_task.lost") == {
+        ("tests.behaviour.test_lost.notify", "skipped"): 2,
+        ("builtins.print", "dropped"): 1,
+    }

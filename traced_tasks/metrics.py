@@ -1,0 +1,79 @@
+"""The instruments that measure tasks."""
+
+from collections.abc import Iterator
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+
+from traced_tasks.providers import PerProvider
+from traced_tasks.version import __version__
+
+# 1 ms to 10 min: OpenTelemetry's advice for HTTP durations ends where many background tasks begin.
+_BOUNDARIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Instruments:
+    """The four instruments of one meter provider."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        meter = provider.get_meter("traced_tasks", __version__)
+        self._duration = meter.create_histogram(
+            "background_task.duration",
+            unit="s",
+            description="How long background tasks ran.",
+            explicit_bucket_boundaries_advisory=_BOUNDARIES,
+        )
+        self._queue_duration = meter.create_histogram(
+            "background_task.queue.duration",
+            unit="s",
+            description="How long background tasks waited, from add_task to their start.",
+            explicit_bucket_boundaries_advisory=_BOUNDARIES,
+        )
+        self._lost = meter.create_counter(
+            "background_task.lost",
+            unit="{task}",
+            description="How many background tasks never ran.",
+        )
+        meter.create_observable_up_down_counter(
+            "background_task.active",
+            callbacks=[self._observe_active],
+            unit="{task}",
+            description="How many background tasks are running.",
+        )
+        self._active: dict[str, list[None]] = {}
+
+    def start(self, function_name: str, queue_duration: float) -> None:
+        """Count a task as running, and record how long it waited, in seconds."""
+        # To append and to pop is atomic, so tasks of several threads and event loops are counted right without a lock.
+        self._active.setdefault(function_name, []).append(None)
+        self._queue_duration.record(queue_duration, {"code.function.name": function_name})
+
+    def end(self, function_name: str, duration: float, error: str | None) -> None:
+        """Count a task as running no more, and record how long it ran, in seconds, and its `error.type`."""
+        self._active[function_name].pop()
+        attributes = {"code.function.name": function_name}
+        if error is not None:
+            attributes["error.type"] = error
+        self._duration.record(duration, attributes)
+
+    def lose(self, function_name: str, error: str) -> None:
+        """Count a task as lost."""
+        self._lost.add(1, {"code.function.name": function_name, "error.type": error})
+
+    def _observe_active(self, options: CallbackOptions) -> Iterator[Observation]:  # noqa: ARG002
+        for function_name, running in list(self._active.items()):
+            yield Observation(len(running), {"code.function.name": function_name})
+
+
+_instruments = PerProvider(Instruments)
+
+
+def instruments_of(provider: MeterProvider | None) -> Instruments | None:
+    """Return the instruments of a provider, or of the global one; `None` as long as there is none."""
+    if provider is None:
+        provider = metrics.get_meter_provider()
+        # The API has no way to ask whether a provider has been set. Instruments of the stand-in would come to life
+        # beside those of the provider that is set later, and count each task twice.
+        if type(provider).__name__ == "_ProxyMeterProvider":
+            return None
+    return _instruments(provider)
