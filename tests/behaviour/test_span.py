@@ -8,9 +8,7 @@ from unittest.mock import AsyncMock, Mock, create_autospec
 
 import anyio
 import pytest
-from fastapi import FastAPI
-from httpx import AsyncClient
-from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 
 from tests.conftest import Spans
 from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
@@ -154,86 +152,3 @@ async def test_all_is_known_at_the_start(spans: Spans) -> None:
     (start,) = spans.starts
     assert (start.name, start.kind, start.links) == ("background_task function", SpanKind.PRODUCER, [link])
     assert start.attributes == {"code.function.name", "background_task.queue.duration", "tier"}
-
-
-class PaymentError(Exception):
-    pass
-
-
-def fail() -> None:
-    raise PaymentError("card 4242 refused")
-
-
-async def async_fail() -> None:
-    raise ValueError("card 4242 refused")
-
-
-@pytest.mark.parametrize(
-    ("func", "error", "error_type"),
-    [(fail, PaymentError, "tests.behaviour.test_span.PaymentError"), (async_fail, ValueError, "ValueError")],
-)
-async def test_failure(
-    app: FastAPI,
-    client: AsyncClient,
-    spans: Spans,
-    func: Callable[[], None],
-    error: type[Exception],
-    error_type: str,
-) -> None:
-    """A failing task has an error status, its exception's class and the exception, which goes on to the server."""
-
-    @app.get("/")
-    async def handler(tasks: TracedBackgroundTasks) -> None:
-        tasks.add_task(func)
-
-    with pytest.raises(error, match="card 4242 refused"):
-        await client.get("/")
-
-    (span,) = spans.tasks()
-    assert span.status.status_code is StatusCode.ERROR
-    assert span.status.description == f"{error.__name__}: card 4242 refused"
-    assert span.attributes is not None
-    assert span.attributes["error.type"] == error_type
-    (event,) = span.events
-    assert event.name == "exception"
-    assert event.attributes is not None
-    assert event.attributes["exception.message"] == "card 4242 refused"
-    assert "raise" in str(event.attributes["exception.stacktrace"])
-
-
-@pytest.mark.parametrize("func", [fail, async_fail])
-async def test_failure_without_its_message(spans: Spans, func: Callable[[], None]) -> None:
-    """With `record_exception=False` only the exception's class is on the span."""
-    tasks = TracedBackgroundTasks()
-    tasks.with_options(record_exception=False).add_task(func)
-
-    with pytest.raises(Exception, match="4242"):
-        await tasks()
-
-    (span,) = spans()
-    assert span.status.status_code is StatusCode.ERROR
-    assert "error.type" in (span.attributes or {})
-    assert "4242" not in span.to_json()
-
-
-async def test_success_leaves_the_status_unset(spans: Spans) -> None:
-    """A task that ends well leaves the span's status to the user, as OpenTelemetry asks of instrumentations."""
-    await TracedBackgroundTask(function)()
-
-    (span,) = spans()
-    assert span.status.status_code is StatusCode.UNSET
-    assert "error.type" not in (span.attributes or {})
-
-
-async def test_cancellation(spans: Spans) -> None:
-    """A task that is cut short has an error status and its event loop's class of cancellation."""
-    tasks = TracedBackgroundTasks()
-    tasks.add_task(anyio.sleep_forever)
-
-    with anyio.move_on_after(0.01) as scope:
-        await tasks()
-
-    assert scope.cancelled_caught
-    (span,) = spans()
-    assert span.status.status_code is StatusCode.ERROR
-    assert (span.attributes or {})["error.type"] in ("asyncio.exceptions.CancelledError", "trio.Cancelled")

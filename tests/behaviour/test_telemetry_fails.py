@@ -50,6 +50,19 @@ async def test_a_processor_that_raises(spans: Spans, caplog: pytest.LogCaptureFi
     assert record.exc_info is not None
 
 
+@pytest.mark.parametrize("moment", ["start", "end"])
+async def test_a_lost_task(spans: Spans, caplog: pytest.LogCaptureFixture, moment: str) -> None:
+    """A lost task whose span cannot be made is still warned of, and the failure is logged."""
+    spans.provider.add_span_processor(Broken(moment))
+    task = TracedBackgroundTask(print)
+
+    del task
+
+    lost, failure = caplog.records
+    assert "builtins.print was dropped" in lost.getMessage()
+    assert failure.getMessage() == "The loss of the background task builtins.print could not be traced."
+
+
 @pytest.mark.parametrize("record_exception", [True, False])
 async def test_the_log_keeps_the_tasks_secret(
     spans: Spans, caplog: pytest.LogCaptureFixture, record_exception: bool
@@ -68,7 +81,7 @@ async def test_the_log_keeps_the_tasks_secret(
 
     assert "buffer" in caplog.text
     assert "processor broke" in caplog.text
-    assert "4242" not in caplog.text
+    assert "refused" not in caplog.text
     assert caught.value.__context__ is None
 
 
