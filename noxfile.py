@@ -1,4 +1,4 @@
-"""The behaviour suite on every supported version: `uv run nox`, or one with `uv run nox -s "behaviour-3.12(...)"`."""
+"""The behaviour suite on all that is supported: `uv run nox`; one Python: `uv run nox -p 3.12`."""
 
 import nox
 
@@ -8,12 +8,24 @@ nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
-OLDEST, NEWEST = "==0.115.0", ">=0.165"
+# The oldest, the newest, and the versions around a change that this project depends on: 0.128.2 takes Depends() on a
+# BackgroundTasks subclass, 0.137 rebuilt the routers, 0.142 brought telemetry of its own.
+FASTAPI = ["0.115.0", "0.120.0", "0.128.1", "0.128.2", "0.136.0", "0.137.0", "0.141.0", "0.142.0", "newest"]
 
 
 @nox.session(python=PYTHONS)
-@nox.parametrize("fastapi", [OLDEST, NEWEST])
+@nox.parametrize("fastapi", FASTAPI)
 def behaviour(session: nox.Session, fastapi: str) -> None:
     """Run tests/behaviour with one version of FastAPI and the Starlette that it brings."""
-    session.install(".", f"fastapi{fastapi}", *nox.project.dependency_groups(PROJECT, "behaviour"))
+    _behaviour(session, "fastapi" if fastapi == "newest" else f"fastapi=={fastapi}")
+
+
+@nox.session(python=PYTHONS)
+def lowest(session: nox.Session) -> None:
+    """Run tests/behaviour with the lowest version of every dependency that pyproject.toml promises."""
+    _behaviour(session, "--resolution=lowest-direct")
+
+
+def _behaviour(session: nox.Session, *requirements: str) -> None:
+    session.install(".", *nox.project.dependency_groups(PROJECT, "behaviour"), *requirements)
     session.run("pytest", "tests/behaviour", "-q", *session.posargs)

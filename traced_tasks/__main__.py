@@ -8,9 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 _DESCRIPTION = """\
-Tell the story of a background task: a checkout app on a real server answers a request, and only then its background
-task makes a slow HTTP call. The recorded spans are drawn as a timeline; once with FastAPI's BackgroundTasks, once with
-TracedBackgroundTasks, and once in the link style.
+Tell two stories of background tasks, with real servers and real requests, and draw the recorded spans as timelines.
+checkout: a task makes a slow HTTP call behind the response; with FastAPI's BackgroundTasks, with TracedBackgroundTasks,
+and in the link style. lost: of four tasks the second fails; as in Starlette, where those behind it never run, and with
+on_error="continue".
 """
 
 _EPILOG = """\
@@ -20,7 +21,7 @@ OTLP over HTTP, to be looked at in Jaeger or Tempo.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tell the story.
+    """Tell the stories.
 
     Args:
         arguments: Those of the command line.
@@ -30,11 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("python -m traced_tasks", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--svg", metavar="FILE", type=Path, help="write the same picture to FILE, as SVG")
-    svg: Path | None = parser.parse_args(arguments).svg
+    parser.add_argument("--story", choices=["checkout", "lost"], help="tell this one only")
+    options = parser.parse_args(arguments)
+    svg: Path | None = options.svg
     try:
         if svg:
             _check_writable(svg)
-        return _tell(svg)
+        return _tell(options.story, svg)
     except ImportError as exc:
         return _stop(f'this needs the extra "demo" ({_missing(exc)}): pip install "traced-tasks[demo]"', 2)
     except OSError as exc:
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop("interrupted", 130)
 
 
-def _tell(svg: Path | None) -> int:
+def _tell(story: str | None, svg: Path | None) -> int:
     # Not at the top of the module: without the extra there should be a clear line.
     import_module("fastapi.telemetry")
     from rich.console import Console
@@ -52,11 +55,10 @@ def _tell(svg: Path | None) -> int:
     from traced_tasks.demo.svg import save_svg
 
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
-        reconfigure(
-            errors="replace"
-        )  # where the encoding knows little, a name with a question mark is better than none
+        # Where the encoding knows little, a name with a question mark is better than none.
+        reconfigure(errors="replace")
     try:
-        shown = tell(Console(highlight=False))
+        shown = tell(Console(highlight=False), story)
     except SystemExit:  # which is what rich makes of a broken pipe
         return _stop("the output was closed before the story ended", 1)
     if svg:

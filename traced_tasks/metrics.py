@@ -16,6 +16,7 @@ class Instruments:
     """The four instruments of one meter provider."""
 
     def __init__(self, provider: MeterProvider) -> None:
+        self._active: dict[str, list[None]] = {}
         meter = provider.get_meter("traced_tasks", __version__)
         self._duration = meter.create_histogram(
             "background_task.duration",
@@ -40,7 +41,6 @@ class Instruments:
             unit="{task}",
             description="How many background tasks are running.",
         )
-        self._active: dict[str, list[None]] = {}
 
     def start(self, function_name: str, queue_duration: float) -> None:
         """Count a task as running, and record how long it waited, in seconds."""

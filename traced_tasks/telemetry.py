@@ -156,7 +156,9 @@ def report_dropped(task: "TracedBackgroundTask") -> None:
         report_lost(task, "dropped", reason)
         return
     with suppress(RuntimeError):  # the interpreter is shutting down
-        threading.Thread(target=report_lost, args=(task, "dropped", reason), daemon=True).start()
+        threading.Thread(
+            target=report_lost, args=(task, "dropped", reason), name="traced_tasks report", daemon=True
+        ).start()
 
 
 def log_failures(failures: Sequence[Exception], error: BaseException) -> None:

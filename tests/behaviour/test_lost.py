@@ -432,8 +432,8 @@ async def test_the_garbage_collector_in_an_exporter(spans: Spans) -> None:
 
     assert not thread.is_alive()
     for report in threading.enumerate():
-        if report.daemon and report is not threading.current_thread():
-            report.join(1)
+        if report.name == "traced_tasks report":
+            report.join(10)
     assert processor.names == ["mine", "background_task notify"]
 
 

@@ -1,6 +1,8 @@
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from rich.console import Console, RenderableType
@@ -18,9 +20,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the second chapter of the story."""
-    chapters = story.checkout
-    monkeypatch.setattr(story, "checkout", lambda url: chapters(url)[1:2])
+    """Only the second chapter of the first story."""
+
+    @contextmanager
+    def shortened() -> Generator[story.Story, None, None]:
+        with story.checkout_story() as told:
+            yield replace(told, chapters=told.chapters[1:2])
+
+    monkeypatch.setattr(story, "STORIES", {"checkout": shortened})
 
 
 @pytest.fixture

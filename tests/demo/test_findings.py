@@ -2,7 +2,7 @@
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from tests.demo.made import REQUEST, TASK, context, made, spans
+from tests.demo.made import REQUEST, TASK, context, made, spans, task
 
 
 def wrong(*recorded: ReadableSpan) -> list[str]:
@@ -28,7 +28,7 @@ def test_background_task() -> None:
     """A background task may outlive its parent, and what it calls is measured against the task."""
     recorded = (
         REQUEST,
-        made("background_task notify", 151, 700, context=context(2), parent=context(1), attributes=TASK),
+        task("notify", 151, 700),
         made("GET", 152, 699, context=context(3), parent=context(2)),
     )
     assert wrong(*recorded) == []
@@ -41,27 +41,55 @@ def test_outlives_background_task() -> None:
     """A background task excuses itself, and nothing that is left behind when it ends."""
     assert wrong(
         REQUEST,
-        made("background_task notify", 151, 700, context=context(2), parent=context(1), attributes=TASK),
+        task("notify", 151, 700),
         made("GET", 152, 720, context=context(3), parent=context(2)),
     ) == ["GET ends 20 ms after its parent background_task notify"]
 
 
 def test_quick_background_task() -> None:
-    """A background task that outlives nothing needs no explanation."""
-    task = made("background_task notify", 100, 120, context=context(2), parent=context(1), attributes=TASK)
-    assert wrong(REQUEST, task) == []
-    assert spans(REQUEST, task).explained() == []
+    """A background task that outlives nothing needs no words of its own."""
+    quick = task("notify", 100, 120)
+    assert wrong(REQUEST, quick) == []
+    assert spans(REQUEST, quick).explained() == ["every span lies within its parent"]
 
 
 def test_linked() -> None:
     """A background task in a trace of its own is explained by its link."""
-    task = made(
-        "background_task notify", 151, 700, context=context(2, trace=2), attributes=TASK, links=[context(1), context(9)]
+    linked = made(
+        "background_task notify", 151, 700, context=context(2, trace=2), scope=TASK, links=[context(1), context(9)]
     )
-    assert wrong(REQUEST, task) == []
-    assert spans(REQUEST, task).explained() == [
+    assert wrong(REQUEST, linked) == []
+    assert spans(REQUEST, linked).explained() == [
         "background_task notify is the root of a trace of its own, linked to POST /checkout"
     ]
+
+
+def test_lost() -> None:
+    """Tasks that never ran are in the right place, stand where they would have run, and are counted by name."""
+    failed = task("charge", 160, 200, span_id=3, error="shop.PaymentError")
+    recorded = spans(
+        REQUEST,
+        task("update", 100, 201, span_id=4, error="skipped"),
+        task("write", 100, 202, span_id=5, error="dropped"),
+        task("mail", 151, 159),
+        failed,
+    )
+    assert recorded.findings() == []
+    assert [span.task for span in recorded.all[1:]] == ["mail", "charge", "update", "write"]
+    assert recorded.troubles() == ["charge failed: PaymentError", "2 tasks never ran: update, write"]
+    assert recorded.explained() == []
+    assert spans(task("update", 100, 201, error="skipped")).troubles() == ["1 task never ran: update"]
+
+
+def test_failed() -> None:
+    """Where a task failed and none was lost, that is said; an error's name alone is no loss, nor a request's error."""
+    recorded = spans(
+        made("POST /checkout", 0, 150, context=context(1), error="skipped"),
+        task("mail", 151, 159),
+        task("charge", 160, 200, span_id=3, error="shop.skipped"),
+    )
+    assert recorded.troubles() == ["charge failed: skipped"]
+    assert recorded.explained() == ["all 2 tasks ran: mail, charge"]
 
 
 def test_same_moment() -> None:

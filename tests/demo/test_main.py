@@ -75,13 +75,14 @@ def free_port() -> int:
 
 
 def test_svg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole story is told, and --svg writes the same picture, which loads nothing from elsewhere."""
+    """Both stories are told, and --svg writes the same picture, which loads nothing from elsewhere."""
     file = tmp_path / "story.svg"
     assert main(["--svg", str(file)]) == 0
     told = capsys.readouterr()
     assert told.err == ""
-    assert told.out.count("response at the client") == 3
+    assert told.out.count("response at the client") == 5
     assert "linked to POST /checkout" in told.out
+    assert "all 4 tasks ran" in told.out
 
     picture = file.read_text(encoding="utf-8")
     text = "\n".join(element.text or "" for element in ElementTree.fromstring(picture).iter())
@@ -92,10 +93,30 @@ def test_svg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "background_task notify",
         "GET",
         "linked to POST /checkout",
+        "never ran: skipped",
     ):
         assert name in text
     assert re.findall(r"https?://[^\"]*", picture) == ["http://www.w3.org/2000/svg"]
     assert "@font-face" not in picture
+
+
+def test_one_story(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --story there is this one alone, and one that does not exist is refused."""
+    asked: list[str | None] = []
+
+    def tell(_: Any, only: str | None) -> list[Any]:
+        asked.append(only)
+        return []
+
+    monkeypatch.setattr(story, "tell", tell)
+    for name in story.STORIES:
+        assert main(["--story", name]) == 0
+    assert main([]) == 0
+    assert asked == ["checkout", "lost", None]
+    with pytest.raises(SystemExit) as stop:
+        main(["--story", "found"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'found'" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("short")
@@ -104,15 +125,13 @@ def test_export(collector: Collector, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     assert main([]) == 0
     (resource,) = [resource for request in collector.received for resource in request.resource_spans]
-    assert ("service.name", "checkout") in [
-        (item.key, item.value.string_value) for item in resource.resource.attributes
-    ]
+    assert ("service.name", "shop") in [(item.key, item.value.string_value) for item in resource.resource.attributes]
     spans = {span.name: span for scope in resource.scope_spans for span in scope.spans}
     assert set(spans) == {"POST /checkout", "background_task notify", "GET"}
     assert spans["background_task notify"].parent_span_id == spans["POST /checkout"].span_id
     out = capsys.readouterr().out
     assert f"trace {spans['GET'].trace_id.hex()[:8]}" in out
-    assert f"The 3 spans were exported to {collector.url}, service checkout.\n" in out
+    assert f"The 3 spans were exported to {collector.url}, service shop.\n" in out
 
 
 @pytest.mark.usefixtures("short")
@@ -147,11 +166,12 @@ def test_no_terminal() -> None:
         "PYTHONIOENCODING": "ascii",
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
     }
-    done = subprocess.run(COMMAND, env=environment, capture_output=True, encoding="ascii", timeout=60, check=False)
+    command = [*COMMAND, "--story", "lost"]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="ascii", timeout=60, check=False)
     assert done.returncode == 0
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
-    assert "after its parent POST /checkout" in done.stdout
+    assert "x 2 tasks never ran: update_crm, write_audit" in done.stdout
     assert len(re.findall(f"^The spans were not exported to http://127.0.0.1:{port}: .+$", done.stdout, re.M)) == 1
 
 
@@ -240,7 +260,7 @@ def test_closed_output_in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_any_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """An output that is no file of the operating system will do."""
-    monkeypatch.setattr(story, "tell", lambda _: [])
+    monkeypatch.setattr(story, "tell", lambda *_: [])
     monkeypatch.setattr(sys, "stdout", object())
     assert main([]) == 0
 
@@ -278,5 +298,5 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         runpy.run_path(traced_tasks.__main__.__file__, run_name="__main__")
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert "usage: python -m traced_tasks [-h] [--svg FILE]" in out
+    assert "usage: python -m traced_tasks [-h] [--svg FILE] [--story {checkout,lost}]" in out
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in out

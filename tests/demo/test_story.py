@@ -2,10 +2,12 @@
 
 import asyncio
 import io
+import logging
 import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -17,10 +19,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from traced_tasks.demo import app, story
+from traced_tasks.demo import story
 from traced_tasks.demo.interrupt import HeldInterrupt
 from traced_tasks.demo.server import serve
 from traced_tasks.demo.spans import Span, Spans
+
+SIGNUP = ["send_mail", "charge_card", "update_crm", "write_audit"]
 
 
 def tree(recording: story.Recording) -> list[str]:
@@ -37,13 +41,19 @@ def tree(recording: story.Recording) -> list[str]:
 @pytest.fixture(scope="module")
 def recordings() -> list[story.Recording]:
     said: list[str] = []
-    with httpx.Client(trust_env=False) as client, serve(app.create_mail_server()) as mail_url:
-        recordings = [story.record(chapter, client, said.append) for chapter in story.checkout(mail_url)]
+    with httpx.Client(trust_env=False) as client, story.checkout_story() as told:
+        recordings = [story.record(chapter, client, said.append) for chapter in told.chapters]
     assert said == [
         "POST /checkout: waiting for the response",
         "POST /checkout: the response is here, waiting for the work behind it",
     ] * len(recordings)
     return recordings
+
+
+@pytest.fixture(scope="module")
+def lost() -> list[story.Recording]:
+    with httpx.Client(trust_env=False) as client, story.lost_story() as told:
+        return [story.record(chapter, client, lambda _: None) for chapter in told.chapters]
 
 
 def test_plain(recordings: list[story.Recording]) -> None:
@@ -75,6 +85,34 @@ def test_linked(recordings: list[story.Recording]) -> None:
     assert recorded.findings() == []
 
 
+def test_stopping(lost: list[story.Recording]) -> None:
+    """As in Starlette, the tasks behind the one that failed never run, which a span and a warning of each say."""
+    assert tree(lost[0]) == ["POST /signup", *(f"POST /signup > background_task {name}" for name in SIGNUP)]
+    recorded = Spans(map(Span.of, lost[0].spans))
+    assert recorded.findings() == []
+    assert recorded.troubles() == [
+        "charge_card failed: PaymentError",
+        "2 tasks never ran: update_crm, write_audit",
+    ]
+    assert recorded.explained() == []
+    assert [text.split(",")[0] for text in lost[0].logged] == [
+        f"The background task traced_tasks.demo.signup.{name} was skipped: traced_tasks.demo.signup.charge_card"
+        for name in ("update_crm", "write_audit")
+    ]
+
+
+def test_continuing(lost: list[story.Recording]) -> None:
+    """With on_error="continue" all four tasks run, one after the other, and there is nothing to warn of."""
+    assert tree(lost[1]) == tree(lost[0])
+    recorded = Spans(map(Span.of, lost[1].spans))
+    assert recorded.findings() == []
+    assert recorded.troubles() == ["charge_card failed: PaymentError"]
+    assert recorded.explained() == ["all 4 tasks ran: send_mail, charge_card, update_crm, write_audit"]
+    _, *tasks = recorded.all
+    assert all(earlier.end <= later.start for earlier, later in pairwise(tasks))
+    assert lost[1].logged == []
+
+
 def test_response(recordings: list[story.Recording]) -> None:
     """The response has reached the client while the background work is under way."""
     for recording in recordings:
@@ -84,9 +122,9 @@ def test_response(recordings: list[story.Recording]) -> None:
 
 
 def test_service_name(recordings: list[story.Recording]) -> None:
-    """The spans are those of a service named checkout."""
+    """The spans are those of a service named shop."""
     spans: list[ReadableSpan] = [span for recording in recordings for span in recording.spans]
-    assert {span.resource.attributes["service.name"] for span in spans} == {"checkout"}
+    assert {span.resource.attributes["service.name"] for span in spans} == {"shop"}
 
 
 def test_nothing_stays(recordings: list[story.Recording]) -> None:
@@ -115,13 +153,44 @@ def test_plain_text(width: int) -> None:
 
 def test_difference(draw: Callable[..., str]) -> None:
     """The lines at the end are those of the app that was run."""
-    drawn = draw(story._difference())
+    with story.checkout_story() as told:
+        drawn = draw(story._difference(told))
+    assert "The lines that made the difference to POST /checkout" in drawn
     assert "- from fastapi import BackgroundTasks" in drawn
     assert "+ from traced_tasks import TracedBackgroundTasks" in drawn
     assert "- async def checkout(tasks: BackgroundTasks)" in drawn
     assert "+ async def checkout(tasks: TracedBackgroundTasks)" in drawn
     assert "  tasks.add_task(notify, http, order=42)" in drawn
     assert "?" not in drawn
+
+
+def test_difference_of_lost(draw: Callable[..., str]) -> None:
+    """Those of the second story are the route's own tracing, and what it has to import."""
+    with story.lost_story() as told:
+        drawn = draw(story._difference(told))
+    assert [text[2:].rstrip(" │") for text in drawn.splitlines() if text.startswith("│ +")] == [
+        "+ from typing import Annotated",
+        "+ from fastapi import Depends",
+        "+ from traced_tasks import TaskTracing, TracedBackgroundTasks",
+        "+ async def signup(",
+        "+     tasks: Annotated[",
+        "+         TracedBackgroundTasks,",
+        '+         Depends(TaskTracing(on_error="continue")),',
+        "+     ],",
+        "+ ) -> dict[str, str]:",
+    ]
+
+
+def test_nothing_spills(capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither the failure nor the warnings of the second story reach the terminal, but they are told."""
+    file = io.StringIO()
+    story.tell(Console(file=file, width=300), "lost")
+    assert capfd.readouterr() == ("", "")
+    assert file.getvalue().count("logged: The background task") == 2
+    assert "POST /checkout" not in file.getvalue()
+    logger = logging.getLogger("traced_tasks")
+    assert logger.propagate
+    assert logger.handlers == []
 
 
 def test_interrupted_server() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
+from rich.console import Console
+from rich.panel import Panel
 
-from tests.demo.made import REQUEST, TASK, context, made, spans
+from tests.demo.made import REQUEST, TASK, context, made, spans, task
 from traced_tasks.demo.timeline import Timeline
 
 Draw = Callable[..., str]
@@ -17,6 +19,13 @@ GET = made("GET", 150, 750, context=context(2), parent=context(1), kind=SpanKind
 
 def timeline(*recorded: ReadableSpan, answered: float = 150) -> Timeline:
     return Timeline("A title", "A sentence.", spans(*recorded), round((answered + 1) * 1_000_000))
+
+
+LOST = timeline(
+    REQUEST,
+    task("charge", 151, 400, error="PaymentError"),
+    task("update", 100, 401, span_id=3, error="skipped"),
+)
 
 
 def line(drawn: str, name: str) -> str:
@@ -44,8 +53,7 @@ def test_bars_to_scale(draw: Draw, width: int) -> None:
 
 def test_same_columns(draw: Draw) -> None:
     """The bars of one chapter stand below those of another."""
-    task = made("background_task notify", 150, 750, context=context(2), parent=context(1), attributes=TASK)
-    plain, traced = draw(timeline(REQUEST, GET)), draw(timeline(REQUEST, task))
+    plain, traced = draw(timeline(REQUEST, GET)), draw(timeline(REQUEST, task("notify", 150, 750)))
     assert line(plain, "POST /checkout") == line(traced, "POST /checkout")
 
 
@@ -89,10 +97,10 @@ def test_right(draw: Draw) -> None:
 
 def test_links(draw: Draw) -> None:
     """Both traces stand on one axis, and a link is named after the span that it goes to."""
-    task = made("task", 150, 750, context=context(2, trace=2), attributes=TASK, links=[context(1), context(9)])
+    root = made("task", 150, 750, context=context(2, trace=2), scope=TASK, links=[context(1), context(9)])
     below = made("GET", 160, 740, context=context(3, trace=2), parent=context(2, trace=2))
     other = made("other", 700, 740, context=context(4, trace=2), parent=context(8, trace=2, remote=True))
-    drawn = draw(timeline(REQUEST, task, below, other))
+    drawn = draw(timeline(REQUEST, root, below, other))
     assert drawn.count("trace 0000") == 2
     assert "linked to POST /checkout" in drawn
     assert "linked to another trace" in drawn
@@ -101,19 +109,60 @@ def test_links(draw: Draw) -> None:
 
 
 def test_failed(draw: Draw) -> None:
-    """A span that failed says so, with the type of its error if it has one."""
+    """A span that failed says so, with the class of its error if it has one."""
     drawn = draw(
         timeline(
-            made("first", 0, 10, context=context(1), attributes={**TASK, "error.type": "ValueError"}, failed=True),
-            made("second", 0, 10, context=context(2), attributes={**TASK, "error.type": "skipped"}, failed=True),
-            made("third", 0, 10, context=context(3), failed=True),
+            made("first", 0, 10, context=context(1), error="shop.errors.PaymentError"),
+            made("second", 0, 10, context=context(2), error="ValueError"),
+            made("third", 0, 10, context=context(3), error=""),
         )
     )
-    assert [text.split()[1:3] for text in drawn.splitlines() if "failed:" in text] == [
-        ["failed:", "ValueError"],
-        ["failed:", "skipped"],
-        ["failed:", "error"],
+    assert re.findall(r"failed: (\w+)", drawn) == ["PaymentError", "ValueError", "error"]
+
+
+@pytest.mark.parametrize(("encoding", "bar", "lost_bar"), [("utf-8", "━", "┄"), ("ascii", "=", ".")])
+def test_lost(draw: Draw, encoding: str, bar: str, lost_bar: str) -> None:
+    """A task that never ran says so, and its bar does not look like work, nor does it hide the response."""
+    drawn = draw(LOST, 120, encoding)
+    ran, never_ran = line(drawn, "background_task charge"), line(drawn, "background_task update")
+    assert bar in ran
+    assert lost_bar not in ran[50:]
+    assert lost_bar in never_ran[50:]
+    assert bar not in never_ran
+    assert never_ran.index("│" if encoding == "utf-8" else "|", 50) == (
+        line(drawn, "response at the client").index("│" if encoding == "utf-8" else "|")
+    )
+    assert "never ran: skipped" in drawn
+    assert ("✗" if encoding == "utf-8" else "x") + " 1 task never ran: update" in drawn
+
+
+def test_logged(draw: Draw) -> None:
+    """What was logged is shown behind the verdict."""
+    logged = Timeline("A title", "A sentence.", spans(REQUEST), 150, ["A warning.", "Another."])
+    assert [text.strip("│ ") for text in draw(logged).splitlines()][-4:-1] == [
+        "",
+        "logged: A warning.",
+        "logged: Another.",
     ]
+    assert "logged" not in draw(timeline(REQUEST))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "colour"),
+    [
+        (timeline(REQUEST, task("notify", 151, 700)), "green"),
+        (timeline(REQUEST, task("notify", 151, 700, error="ValueError")), "green"),
+        (LOST, "yellow"),
+        (timeline(REQUEST, GET), "red"),
+        (timeline(REQUEST, GET, task("notify", 100, 700, span_id=3, error="dropped")), "red"),
+    ],
+    ids=["right", "failed", "lost", "wrong", "lost and wrong"],
+)
+def test_frame(drawn: Timeline, colour: str) -> None:
+    """The frame is red where the spans mislead, yellow where they tell of lost work, and green where all work ran."""
+    (panel,) = drawn.__rich_console__(Console(), Console().options)
+    assert isinstance(panel, Panel)
+    assert panel.border_style == colour
 
 
 def test_ascii(draw: Draw) -> None:

@@ -1,8 +1,6 @@
-"""A checkout that writes to its customer after it has answered: the app of the story, in three ways."""
+"""A checkout that writes to its customer after it has answered, in three ways."""
 
 import asyncio
-import inspect
-import textwrap
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -17,6 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
+from traced_tasks.demo import app as apps
 
 LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))]
 
@@ -78,32 +77,11 @@ def create_app(
             HTTPXClientInstrumentor.instrument_client(http, tracer_provider=provider)
             yield
 
-    app = FastAPI(
-        lifespan=lifespan,
-        telemetry={
-            "tracer_provider": provider,
-            # Only the span of the request, which is what the story is about (and what contrib's instrumentation shows).
-            "operation_spans": False,
-            "metrics": False,
-            "logs": False,
-            "auto_configure": False,
-        },
-    )
+    app = apps.create_app(provider, TaskTracing(propagation_style="link"), lifespan=lifespan)
     handler(app, http)
-    # An app of yours sets the global provider and needs none of this. The story leaves everything global alone.
-    for tracing in TaskTracing(), TaskTracing(propagation_style="link"):
-        app.dependency_overrides[tracing] = tracing.model_copy(update={"tracer_provider": provider})
     return app
 
 
 def create_mail_server() -> Starlette:
     """Return the slow server that the background task calls. It makes no spans."""
     return Starlette(routes=[Route("/mail", mail)])
-
-
-def code_of(handler: Callable[[FastAPI, httpx.AsyncClient], None]) -> list[str]:
-    """Return the lines that a user writes for `handler`: the import, and the function of the route."""
-    module = "fastapi" if handler is plain else "traced_tasks"
-    name = "BackgroundTasks" if handler is plain else "TracedBackgroundTasks"
-    function = textwrap.dedent("".join(inspect.getsourcelines(handler)[0][1:]))
-    return [f"from {module} import {name}", "", *function.splitlines()]

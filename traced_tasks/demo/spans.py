@@ -9,6 +9,8 @@ A span is in the right place if
    which says by itself that it is work beyond the response.
 
 What is below a background task is measured against that task, so rule 4 needs to look no further than one step up.
+
+Whether a task failed, or never ran, is another question, which a span in the right place answers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +26,10 @@ SpanId = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A recorded span, reduced to what the story draws. Times are in nanoseconds since the epoch."""
+    """A recorded span, reduced to what a story draws. Times are in nanoseconds since the epoch.
+
+    `background`: it is that of a background task; `lost`: of one that never ran.
+    """
 
     id: SpanId
     name: str
@@ -35,6 +40,7 @@ class Span:
     remote_parent: bool = False
     links: tuple[SpanId, ...] = ()
     background: bool = False
+    lost: bool = False
     error: str | None = None
 
     @classmethod
@@ -42,6 +48,9 @@ class Span:
         """Read a span of the SDK."""
         attributes = span.attributes or {}
         start = span.start_time or 0
+        # Not by an attribute: a task that never ran has fewer of them.
+        background = span.instrumentation_scope is not None and span.instrumentation_scope.name == "traced_tasks"
+        error = str(attributes.get("error.type", "error"))
         assert span.context is not None
         return cls(
             id=(span.context.trace_id, span.context.span_id),
@@ -52,9 +61,15 @@ class Span:
             parent=span.parent and (span.parent.trace_id, span.parent.span_id),
             remote_parent=span.parent is not None and span.parent.is_remote,
             links=tuple((link.context.trace_id, link.context.span_id) for link in span.links),
-            background="background_task.queue.duration" in attributes,
-            error=str(attributes.get("error.type", "error")) if span.status.status_code is StatusCode.ERROR else None,
+            background=background,
+            lost=background and error in ("skipped", "dropped"),
+            error=error.rpartition(".")[2] if span.status.status_code is StatusCode.ERROR else None,
         )
+
+    @property
+    def task(self) -> str:
+        """The background task, in a word."""
+        return self.name.removeprefix("background_task ")
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,10 @@ class Spans:
     """
 
     def __init__(self, spans: Iterable[Span]) -> None:
-        self.all: Sequence[Span] = sorted(spans, key=lambda span: (span.start, -span.end))
+        # One that never ran comes where it would have: when the loss was known.
+        self.all: Sequence[Span] = sorted(
+            spans, key=lambda span: (span.end, 0) if span.lost else (span.start, -span.end)
+        )
         self._by_id = {span.id: span for span in self.all}
 
     def get(self, span_id: SpanId | None) -> Span | None:
@@ -112,12 +130,28 @@ class Spans:
         if span.end > parent.end:
             yield f"ends {ms(span.end - parent.end)} after its parent {parent.name}"
 
+    def troubles(self) -> list[str]:
+        """Return which background tasks failed, and which never ran."""
+        texts = [
+            f"{span.task} failed: {span.error}" for span in self.all if span.background and span.error and not span.lost
+        ]
+        if lost := [span.task for span in self.all if span.lost]:
+            texts.append(f"{len(lost)} {'task' if len(lost) == 1 else 'tasks'} never ran: {', '.join(lost)}")
+        return texts
+
     def explained(self) -> list[str]:
-        """Return how each background task stands to what it outlives: where rule 4 makes its exception."""
+        """Return what is right.
+
+        Where a background task failed: that no other was lost by that. Else: how each stands to what it outlives,
+        where rule 4 makes its exception.
+        """
+        tasks = [span for span in self.all if span.background]
+        if self.troubles():
+            if any(span.lost for span in tasks):
+                return []
+            return [f"all {len(tasks)} tasks ran: {', '.join(span.task for span in tasks)}"]
         texts: list[str] = []
-        for span in self.all:
-            if not span.background:
-                continue
+        for span in tasks:
             if (parent := self.get(span.parent)) and span.end > parent.end:
                 texts.append(
                     f"{span.name} ends {ms(span.end - parent.end)} after its parent {parent.name}, "
@@ -128,7 +162,7 @@ class Spans:
                 for link in span.links
                 if span.parent is None and (origin := self.get(link))
             ]
-        return texts
+        return texts or ["every span lies within its parent"]
 
 
 def ms(nanoseconds: int) -> str:

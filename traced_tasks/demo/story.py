@@ -1,7 +1,8 @@
-"""The story: chapters that are run for real, recorded, and shown."""
+"""The stories: chapters that are run for real, recorded, and shown."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import time_ns
@@ -17,17 +18,14 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from traced_tasks.demo import app
+from traced_tasks.demo import checkout, signup
+from traced_tasks.demo.app import code_of
 from traced_tasks.demo.export import endpoint, export
 from traced_tasks.demo.interrupt import HeldInterrupt
+from traced_tasks.demo.logs import kept
 from traced_tasks.demo.server import serve
 from traced_tasks.demo.spans import Span, Spans
 from traced_tasks.demo.timeline import Timeline
-
-_INTRODUCTION = (
-    "A shop answers POST /checkout. Then its background task, notify, calls a slow mail server. With real servers and "
-    "a real request, three times: do the recorded spans say what happened?\n"
-)
 
 
 @dataclass(frozen=True)
@@ -38,44 +36,112 @@ class Chapter:
         title: What is tried.
         text: A sentence about it.
         create_app: Makes the app, given the provider that records its spans.
-        method: The method of the request.
         path: The path of the request.
+        method: The method of the request.
     """
 
     title: str
     text: str
     create_app: Callable[[TracerProvider], FastAPI]
+    path: str
     method: str = "POST"
-    path: str = "/checkout"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A question, and ways to answer it.
+
+    Attributes:
+        introduction: What happens, and what is asked.
+        chapters: The ways.
+        before: The code to begin with.
+        after: The code that makes the difference.
+    """
+
+    introduction: str
+    chapters: Sequence[Chapter]
+    before: Sequence[str]
+    after: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What was recorded in a chapter: its spans, and when (in ns since the epoch) the response reached the client."""
+    """What was recorded in a chapter.
+
+    Attributes:
+        spans: Its spans.
+        answered: When the response had reached the client, in nanoseconds since the epoch.
+        logged: What traced-tasks said meanwhile.
+    """
 
     spans: Sequence[ReadableSpan]
     answered: int
+    logged: Sequence[str]
 
 
-def checkout(mail_url: str) -> list[Chapter]:
-    """Return the chapters of the story of opentelemetry-python-contrib issue 4251."""
-    return [
-        Chapter(
-            "1. BackgroundTasks",
-            "FastAPI's own background tasks, its request telemetry on.",
-            partial(app.create_app, app.plain, mail_url),
+@contextmanager
+def checkout_story() -> Generator[Story, None, None]:
+    """Yield the story of opentelemetry-python-contrib issue 4251, while there is a mail server for it."""
+    with serve(checkout.create_mail_server()) as mail_url:
+        yield Story(
+            "A shop answers POST /checkout. Then its background task, notify, calls a slow mail server. With real "
+            "servers and a real request, three times: do the recorded spans say what happened?",
+            [
+                Chapter(
+                    "1. BackgroundTasks",
+                    "FastAPI's own background tasks, its request telemetry on.",
+                    partial(checkout.create_app, checkout.plain, mail_url),
+                    "/checkout",
+                ),
+                Chapter(
+                    "2. TracedBackgroundTasks",
+                    "The parameter's annotation is another one, all else is as before.",
+                    partial(checkout.create_app, checkout.traced, mail_url),
+                    "/checkout",
+                ),
+                Chapter(
+                    '3. TracedBackgroundTasks with propagation_style="link"',
+                    "The background work in a trace of its own, with a link to the request.",
+                    partial(checkout.create_app, checkout.linked, mail_url),
+                    "/checkout",
+                ),
+            ],
+            code_of(checkout.plain, "from fastapi import BackgroundTasks"),
+            code_of(checkout.traced, "from traced_tasks import TracedBackgroundTasks"),
+        )
+
+
+@contextmanager
+def lost_story() -> Generator[Story, None, None]:
+    """Yield the story of starlette issues 1589 and 3195."""
+    yield Story(
+        "A shop answers POST /signup. Then it has four background tasks, one after the other, and the second fails: "
+        "charge_card. Twice: what becomes of the tasks behind it, and who gets to know?",
+        [
+            Chapter(
+                "1. TracedBackgroundTasks",
+                "As in Starlette, a failure ends the queue. What never ran is recorded all the same.",
+                partial(signup.create_app, signup.stopping),
+                "/signup",
+            ),
+            Chapter(
+                '2. TracedBackgroundTasks with on_error="continue"',
+                "The queue goes on behind a failure.",
+                partial(signup.create_app, signup.continuing),
+                "/signup",
+            ),
+        ],
+        code_of(signup.stopping, "from traced_tasks import TracedBackgroundTasks"),
+        code_of(
+            signup.continuing,
+            "from typing import Annotated",
+            "from fastapi import Depends",
+            "from traced_tasks import TaskTracing, TracedBackgroundTasks",
         ),
-        Chapter(
-            "2. TracedBackgroundTasks",
-            "The parameter's annotation is another one, all else is as before.",
-            partial(app.create_app, app.traced, mail_url),
-        ),
-        Chapter(
-            '3. TracedBackgroundTasks with propagation_style="link"',
-            "The background work in a trace of its own, with a link to the request.",
-            partial(app.create_app, app.linked, mail_url),
-        ),
-    ]
+    )
+
+
+STORIES: dict[str, Callable[[], AbstractContextManager[Story]]] = {"checkout": checkout_story, "lost": lost_story}
 
 
 def record(
@@ -93,28 +159,31 @@ def record(
         OSError: There is no port for the app, or it cannot be reached, or no span was recorded.
     """
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(ALWAYS_ON, Resource.create({"service.name": "checkout"}), shutdown_on_exit=False)
+    provider = TracerProvider(ALWAYS_ON, Resource.create({"service.name": "shop"}), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with serve(chapter.create_app(provider), check) as url:
-        progress(f"{chapter.method} {chapter.path}: waiting for the response")
-        try:
-            client.request(chapter.method, f"{url}{chapter.path}")
-        except httpx.HTTPError as exc:
-            raise OSError(f"the app at {url} does not answer: {exc}") from exc
-        answered = time_ns()
-        progress(f"{chapter.method} {chapter.path}: the response is here, waiting for the work behind it")
+    with kept("traced_tasks") as said:
+        with serve(chapter.create_app(provider), check) as url:
+            progress(f"{chapter.method} {chapter.path}: waiting for the response")
+            try:
+                client.request(chapter.method, f"{url}{chapter.path}")
+            except httpx.HTTPError as exc:
+                raise OSError(f"the app at {url} does not answer: {exc}") from exc
+            answered = time_ns()
+            progress(f"{chapter.method} {chapter.path}: the response is here, waiting for the work behind it")
+        logged = [entry.getMessage() for entry in said]
     provider.shutdown()
     spans = exporter.get_finished_spans()
     if not spans:
         raise OSError("no span was recorded; is OTEL_SDK_DISABLED set?")
-    return Recording(spans, answered)
+    return Recording(spans, answered, logged)
 
 
-def tell(console: Console) -> list[RenderableType]:
-    """Tell the story of the checkout.
+def tell(console: Console, only: str | None = None) -> list[RenderableType]:
+    """Tell the stories.
 
     Args:
         console: Where to.
+        only: The name of the one to tell. `None`: all of them.
 
     Returns:
         What was printed, apart from what concerns this run only.
@@ -124,43 +193,45 @@ def tell(console: Console) -> list[RenderableType]:
     """
     shown: list[RenderableType] = []
     spans: list[ReadableSpan] = []
+    differences: list[RenderableType] = []
 
     def show(*parts: RenderableType) -> None:
         console.print(*parts, sep="\n")
         shown.extend(parts)
 
-    show(Text(_INTRODUCTION))
-    # A proxy in the environment is none of the story's business.
-    with (
-        HeldInterrupt() as interrupt,
-        httpx.Client(trust_env=False) as client,
-        serve(app.create_mail_server()) as mail_url,
-    ):
-        for chapter in checkout(mail_url):
-            # A spinner of ASCII characters, because it has to turn on any terminal.
-            with console.status("", spinner="line") as status:
-                recording = record(chapter, client, status.update, interrupt.check)
-            show(Timeline(chapter.title, chapter.text, Spans(map(Span.of, recording.spans)), recording.answered), "")
-            spans += recording.spans
+    # A proxy in the environment is none of the stories' business.
+    with HeldInterrupt() as interrupt, httpx.Client(trust_env=False) as client:
+        for name in [only] if only else STORIES:
+            with STORIES[name]() as story:
+                show(Text(f"{story.introduction}\n"))
+                for chapter in story.chapters:
+                    # A spinner of ASCII characters, because it has to turn on any terminal.
+                    with console.status("", spinner="line") as status:
+                        recording = record(chapter, client, status.update, interrupt.check)
+                    recorded = Spans(map(Span.of, recording.spans))
+                    show(Timeline(chapter.title, chapter.text, recorded, recording.answered, recording.logged), "")
+                    spans += recording.spans
+                differences.append(_difference(story))
     if where := endpoint():
         with console.status(f"sending {len(spans)} spans to {where}", spinner="line"):
             problem = export(spans)
         console.print(
             Text(f"The spans were not exported to {where}: {problem}\n", "red")
             if problem
-            else Text(f"The {len(spans)} spans were exported to {where}, service checkout.\n"),
+            else Text(f"The {len(spans)} spans were exported to {where}, service shop.\n"),
             soft_wrap=True,
         )
-    show(_difference())
+    show(*differences)
     return shown
 
 
-def _difference() -> Panel:
-    lines = difflib.ndiff(app.code_of(app.plain), app.code_of(app.traced))
+def _difference(story: Story) -> Panel:
+    chapter = story.chapters[0]
+    lines = difflib.ndiff(story.before, story.after)
     styles = {"-": "red", "+": "green"}
     return Panel(
         Group(*(Text(line, styles.get(line[0], "")) for line in lines if not line.startswith("?"))),
-        title=Text("The lines that made the difference", "bold"),
+        title=Text(f"The lines that made the difference to {chapter.method} {chapter.path}", "bold"),
         title_align="left",
         border_style="bright_black",
         padding=(0, 1),

@@ -1,6 +1,6 @@
 """A timeline of spans for the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -12,11 +12,13 @@ from rich.tree import Tree
 
 from traced_tasks.demo.spans import Span, Spans, ms
 
-_WRONG, _RIGHT, _MARK, _QUIET = "bold red", "bold green", "yellow", "bright_black"
+_WRONG, _RIGHT, _MARK, _LOST, _QUIET = "bold red", "bold green", "yellow", "red", "bright_black"
 _STYLES = {"server": "blue", "client": "cyan", "internal": "magenta", "consumer": "magenta"}
 
 # A cell is two halves wide. By which of them are filled: none, the right, the left, both.
 _BAR, _CROSSED_BAR, _ASCII_BAR = " ╺╸━", "│┝┥┿", " ==="
+# Nothing happened in the time of a span whose task never ran, and it does not look as if.
+_LOST_BAR, _CROSSED_LOST_BAR, _ASCII_LOST_BAR = " ┄┄┄", "││││", " ..."
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,18 @@ class _Line:
         width = options.max_width
         filled = self._filled(width)
         mark = min(self.axis.column(self.axis.mark, width), width - 1)
+        bar, crossed_bar, ascii_bar = (
+            (_LOST_BAR, _CROSSED_LOST_BAR, _ASCII_LOST_BAR)
+            if self.span and self.span.lost
+            else (_BAR, _CROSSED_BAR, _ASCII_BAR)
+        )
         line = Text(no_wrap=True)
         for cell in range(width):
             index = 2 * (2 * cell in filled) + (2 * cell + 1 in filled)
             if cell == mark:
-                line.append("|" if options.ascii_only else _CROSSED_BAR[index], _MARK)
+                line.append("|" if options.ascii_only else crossed_bar[index], _MARK)
             else:
-                line.append((_ASCII_BAR if options.ascii_only else _BAR)[index], self.style)
+                line.append((ascii_bar if options.ascii_only else bar)[index], self.style)
         yield line
 
     def _filled(self, width: int) -> range:
@@ -105,12 +112,14 @@ class Timeline:
         text: A sentence about it.
         spans: The recorded spans, at least one.
         answered: When the response had reached the client, in nanoseconds since the epoch.
+        logged: What was logged meanwhile.
     """
 
-    def __init__(self, title: str, text: str, spans: Spans, answered: int) -> None:
+    def __init__(self, title: str, text: str, spans: Spans, answered: int, logged: Sequence[str] = ()) -> None:
         self.title = title
         self.text = text
         self.spans = spans
+        self.logged = logged
         self.axis = _Axis(
             start=min(span.start for span in spans.all),
             end=max(answered, *(span.end for span in spans.all)),
@@ -121,12 +130,24 @@ class Timeline:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Panel(
-            Group(Text(self.text), "", self._table(), "", self._verdict(options.ascii_only)),
+            Group(
+                Text(self.text),
+                "",
+                self._table(),
+                "",
+                self._verdict(options.ascii_only),
+                *self._log(),
+            ),
             title=Text(self.title, "bold"),
             title_align="left",
-            border_style="red" if self.findings else "green",
+            border_style=self._border(),
             padding=(0, 1),
         )
+
+    def _border(self) -> str:
+        if self.findings:
+            return "red"
+        return "yellow" if any(span.lost for span in self.spans.all) else "green"
 
     def _table(self) -> Table:
         table = Table(box=None, expand=True, padding=(0, 1, 0, 0), pad_edge=False, header_style=_QUIET)
@@ -172,7 +193,7 @@ class Timeline:
         label = Text(span.name, self._style(span), no_wrap=True, overflow="ellipsis")
         lines.append(span)
         if span.error:
-            label.append(f"\nfailed: {span.error}", _WRONG)
+            label.append(f"\n{'never ran' if span.lost else 'failed'}: {span.error}", _WRONG)
             lines.append(None)
         for link in span.links:
             target = self.spans.get(link)
@@ -183,15 +204,23 @@ class Timeline:
     def _style(self, span: Span | None) -> str:
         if span is None:
             return ""
+        if span.lost:
+            return _LOST
         return _WRONG if span.error or span.id in self._wrong else _STYLES.get(span.kind, "")
 
     def _verdict(self, ascii_only: bool) -> Table:
         verdict = Table.grid(padding=(0, 1, 0, 0))
-        for finding in self.findings:
-            verdict.add_row(
-                Text("x" if ascii_only else "✗", _WRONG), Text(f"{finding.span.name} {finding.text}", "red")
-            )
+        for text in [f"{finding.span.name} {finding.text}" for finding in self.findings] + self.spans.troubles():
+            verdict.add_row(Text("x" if ascii_only else "✗", _WRONG), Text(text, "red"))
         if not self.findings:
-            for text in self.spans.explained() or ["every span lies within its parent"]:
+            for text in self.spans.explained():
                 verdict.add_row(Text("+" if ascii_only else "✓", _RIGHT), Text(text, "green"))
         return verdict
+
+    def _log(self) -> Iterator[RenderableType]:
+        if self.logged:
+            yield ""
+            log = Table.grid(padding=(0, 1, 0, 0))
+            for line in self.logged:
+                log.add_row(Text("logged:", _QUIET), Text(line, _QUIET))
+            yield log
