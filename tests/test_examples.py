@@ -1,23 +1,36 @@
 """The programs that the documentation quotes do what its pages say."""
 
+import gc
 import importlib.util
+import logging
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from types import ModuleType
+from typing import Any
 
+import anyio
+import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import BackgroundTasks, FastAPI, HTTPException
 from httpx import ASGITransport, AsyncClient, Response
-from opentelemetry import propagate, trace
+from opentelemetry import _logs, metrics, propagate, trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode
 from pydantic import ValidationError
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message
 
 from tests.conftest import Spans, is_child, scope
 from traced_tasks import TaskTracing
@@ -29,7 +42,8 @@ EXAMPLES = DOCS / "examples"
 
 def load(name: str) -> ModuleType:
     """Import an example anew, under the name that it has for `uvicorn {name}:app`."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    path = EXAMPLES / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -75,6 +89,80 @@ def tree(spans: list[ReadableSpan]) -> str:
 
     draw(None, "")
     return "".join(lines)
+
+
+@contextmanager
+def serve(name: str, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Run an example by uvicorn, as a process of its own."""
+    path = EXAMPLES / f"{name}.py"
+    with subprocess.Popen(
+        [sys.executable, "-B", "-m", "uvicorn", f"{path.stem}:app", "--port", "0", *options],
+        cwd=path.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stderr
+        try:
+            started = next(line for line in server.stderr if "running on" in line)
+            yield re.findall(r"http://[\d.:]+", started)[0], server
+        finally:
+            server.kill()
+
+
+async def all_is_let_go() -> None:
+    """Wait until a worker thread has forgotten its last job, and then until the garbage is collected."""
+    await anyio.to_thread.run_sync(print, "")
+    gc.collect()
+
+
+class Lost:
+    """What was said of lost tasks."""
+
+    def __init__(self, reader: InMemoryMetricReader, spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+        self.reader = reader
+        self.spans = spans
+        self.caplog = caplog
+
+    def counted(self) -> dict[str, int]:
+        """How often each `error.type` and function is on `background_task.lost`."""
+        data: Any = self.reader.get_metrics_data()
+        return {
+            " ".join((point.attributes["error.type"], point.attributes["code.function.name"])): point.value
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == "background_task.lost"
+            for point in metric.data.data_points
+        }
+
+    def warnings(self) -> str:
+        records = [record for record in self.caplog.records if record.name == "traced_tasks"]
+        assert {record.levelno for record in records} <= {logging.WARNING}
+        return "".join(f"{record.getMessage()}\n" for record in records)
+
+    def tasks(self) -> list[str]:
+        """Each lost task by its span; and each has its warning and is counted."""
+        lost = [
+            " ".join(str((span.attributes or {})[name]) for name in ("error.type", "code.function.name"))
+            for span in self.spans.tasks()
+            if (span.attributes or {}).get("error.type") in ("skipped", "dropped")
+        ]
+        said = re.findall(r"^The background task (\S+) was (\w+): ", self.warnings(), re.MULTILINE)
+        assert sorted(f"{error} {name}" for name, error in said) == sorted(lost)
+        assert self.counted() == {each: lost.count(each) for each in lost}
+        return lost
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch, spans: Spans, caplog: pytest.LogCaptureFixture) -> Iterator[Lost]:
+    gc.collect()
+    caplog.clear()
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr(metrics._internal, "_METER_PROVIDER", provider)
+    yield Lost(reader, spans, caplog)
+    provider.shutdown()
 
 
 # The pages
@@ -208,6 +296,44 @@ async def test_provider(spans: Spans) -> None:
     assert spans.tasks() == []
 
 
+async def test_from_arguments(spans: Spans) -> None:
+    """The hook takes an attribute from the arguments of the task that has it, and of no other."""
+    await call(load("from_arguments").app, "POST /orders/7")
+
+    receipt, catalogue = spans.tasks()
+    assert (receipt.attributes or {})["shop.order"] == "7"
+    assert "shop.order" not in (catalogue.attributes or {})
+
+
+async def test_fastapi_provider() -> None:
+    """A provider that only FastAPI was given does not get the tasks' spans, unless the options name it as well."""
+    example = load("fastapi_provider")
+    shop = Spans()
+    example.shop.add_span_processor(SimpleSpanProcessor(shop.exporter))
+
+    await send(example.app, "POST /unseen")
+    assert "POST /unseen" in [span.name for span in shop()]
+    assert shop.tasks() == []
+
+    await send(example.app, "POST /seen")
+    assert is_in_trace_of(shop["background_task notify"], shop["POST /seen"])
+
+
+def test_options_on_the_page() -> None:
+    """Each option has its line in the tables of the page and of the README."""
+    for page in (DOCS / "options.md", DOCS.parent / "README.md"):
+        assert re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)[: len(TaskTracing.model_fields)] == list(
+            TaskTracing.model_fields
+        )
+
+
+@pytest.mark.parametrize("options", [{"on_error": "retry"}, {"task_hook": "tell_order"}, {"meter_provider": "console"}])
+def test_refused_options(options: dict[str, Any]) -> None:
+    """A value of a wrong type is refused as well."""
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        TaskTracing(**options)
+
+
 def test_misspelt_option() -> None:
     """A misspelt option is refused with the message that the page shows, where it is written."""
     with pytest.raises(ValidationError) as refused:
@@ -273,6 +399,49 @@ async def test_failure(spans: Spans) -> None:
     assert list(private.events) == []
 
 
+@pytest.mark.parametrize(("opt_in", "output"), [("", "event"), ("logs", "log"), ("logs/dup", "both")])
+def test_exception_signal(opt_in: str, output: str) -> None:
+    """The environment variable decides where the exception goes: into an event, into a log record, or into both."""
+    program = (
+        "from exception_signal import app\n"
+        "from fastapi.testclient import TestClient\n"
+        "TestClient(app, raise_server_exceptions=False).post('/charge')\n"
+    )
+
+    run = subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        cwd=EXAMPLES,
+        env={**os.environ, "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN": opt_in},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert run.stdout == (EXAMPLES / "signals" / f"{output}.txt").read_text()
+
+
+@pytest.mark.parametrize("logs", [True, False])
+async def test_failure_in_the_log_of_fastapi(monkeypatch: pytest.MonkeyPatch, spans: Spans, logs: bool) -> None:
+    """FastAPI's own telemetry logs the exception of a task, with its message, unless that is switched off."""
+    exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+    provider = LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    monkeypatch.setattr(_logs._internal, "_LOGGER_PROVIDER", provider)
+    monkeypatch.setenv("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", "logs")
+    example = load("failure")
+    app = FastAPI(telemetry={"logs": logs})
+    app.include_router(example.app.router)
+
+    with pytest.raises(example.CardDeclinedError):
+        await call(app, "POST /charge-privately")
+
+    records = [record.log_record for record in exporter.get_finished_logs()]
+    told = [(record.event_name, (record.attributes or {})["exception.message"]) for record in records]
+    message = "card 4242 4242 4242 4242 was declined"
+    assert told == ([("http.server.request.exception", message)] if logs else [])
+    provider.shutdown()
+
+
 async def test_refused_coroutine() -> None:
     """A coroutine instead of a function is refused with the message that the page shows."""
 
@@ -282,6 +451,244 @@ async def test_refused_coroutine() -> None:
         TracedBackgroundTasks().add_task(notify(42))  # type: ignore[arg-type]
 
     assert f"{refused.value}\n" == (EXAMPLES / "refused.txt").read_text()
+
+
+# lost.md
+
+
+async def test_earlier_failed(lost: Lost, spans: Spans) -> None:
+    """The task behind a failing one is skipped: a warning, a span where its own would have been, one on the counter."""
+    with pytest.raises(TimeoutError):
+        await call(load("lost/earlier_failed").app, "POST /orders/7")
+
+    assert lost.tasks() == ["skipped earlier_failed.send_receipt"]
+    assert lost.warnings() == (EXAMPLES / "lost" / "earlier_failed.txt").read_text()
+    charge, receipt = spans["background_task charge"], spans["background_task send_receipt"]
+    assert is_child(receipt, spans["fastapi.endpoint"])
+    assert receipt.start_time is not None
+    assert charge.start_time is not None
+    assert charge.end_time is not None
+    assert receipt.end_time is not None
+    assert receipt.start_time < charge.start_time < charge.end_time < receipt.end_time
+    assert receipt.status.status_code is StatusCode.ERROR
+    assert f"was skipped: {receipt.status.description}.\n" in lost.warnings()
+    assert set(receipt.attributes or {}) == {"code.function.name", "error.type"}
+
+
+@pytest.mark.parametrize("setup", ["fastapi", "contrib"])
+async def test_earlier_failed_beside_others(lost: Lost, spans: Spans, setup: str) -> None:
+    """Of a plain task that never ran, neither FastAPI's own telemetry nor `FastAPIInstrumentor` says anything."""
+    example = load("lost/earlier_failed")
+    app = FastAPI(telemetry={"tracing": setup == "fastapi"})
+
+    @app.post("/skipped")
+    async def skipped(tasks: BackgroundTasks) -> None:
+        tasks.add_task(example.charge, 7)
+        tasks.add_task(example.send_receipt, 7)
+
+    @app.post("/dropped")
+    async def dropped(tasks: BackgroundTasks) -> None:
+        tasks.add_task(example.send_receipt, 7)
+        raise HTTPException(409)
+
+    if setup == "contrib":
+        FastAPIInstrumentor.instrument_app(app)
+    try:
+        with pytest.raises(TimeoutError):
+            await send(app, "POST /skipped")
+        await send(app, "POST /dropped")
+    finally:
+        if setup == "contrib":
+            FastAPIInstrumentor.uninstrument_app(app)
+    await all_is_let_go()
+
+    tasks = [span for span in spans() if re.search("background.?task", span.name, re.IGNORECASE)]
+    assert [span.name for span in tasks] == [
+        "fastapi.background_task" if setup == "fastapi" else "BackgroundTask charge"
+    ]
+    assert "send_receipt" not in "".join(span.to_json() for span in spans())
+    assert lost.caplog.records == []
+    assert "send_receipt" not in str(lost.reader.get_metrics_data())
+
+
+async def test_go_on(lost: Lost, spans: Spans, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `continue` the tasks behind a failure run, and the server gets one group of all failures."""
+    with pytest.raises(ExceptionGroup) as failed:
+        await call(load("lost/go_on").app, "POST /orders/7")
+
+    assert f"{failed.value!r}\n" == (EXAMPLES / "lost" / "go_on.txt").read_text()
+    assert capsys.readouterr().out == "goods of order 7 taken from stock\n"
+    assert [(span.attributes or {}).get("error.type") for span in spans.tasks()] == [
+        None,
+        "TimeoutError",
+        None,
+        "ConnectionError",
+    ]
+    assert lost.tasks() == []
+
+
+async def test_go_on_stops(lost: Lost) -> None:
+    """A failing task of the other kind stops the queue all the same: each task's own option decides."""
+    with pytest.raises(ValueError, match="there is no order 0"):
+        await call(load("lost/go_on").app, "POST /orders/0")
+
+    assert lost.tasks() == ["skipped go_on.send_receipt", "skipped go_on.restock", "skipped go_on.count_order"]
+
+
+async def test_earlier_cancelled(lost: Lost, spans: Spans) -> None:
+    """The task that is cut short has failed, and the one behind it is skipped."""
+    with anyio.move_on_after(0.5):
+        await call(load("lost/earlier_cancelled").app, "POST /exports")
+
+    assert lost.tasks() == ["skipped earlier_cancelled.send_link"]
+    cancelled = (spans["background_task write_export"].attributes or {})["error.type"]
+    assert cancelled in ("asyncio.exceptions.CancelledError", "trio.Cancelled")
+    assert (
+        lost.warnings().replace(str(cancelled), "asyncio.exceptions.CancelledError")
+        == (EXAMPLES / "lost" / "earlier_cancelled.txt").read_text()
+    )
+
+
+def test_earlier_cancelled_by_the_server() -> None:
+    """A server that stops cancels the task that still runs, and warns of the one behind it."""
+    with serve("lost/earlier_cancelled", "--timeout-graceful-shutdown", "1") as (url, server):
+        assert httpx.post(f"{url}/exports").status_code == 200
+        server.terminate()
+        log = server.communicate()[1]
+
+    assert (EXAMPLES / "lost" / "earlier_cancelled.txt").read_text() in log
+
+
+async def test_handler_raises(lost: Lost, spans: Spans) -> None:
+    """The tasks of a handler that raises are dropped, be the exception an `HTTPException` or not."""
+    app = load("lost/handler_raises").app
+
+    response = await call(app, "POST /sold-out/7")
+    assert response.status_code == 409
+    assert lost.tasks() == ["dropped handler_raises.count_attempt"]
+    assert lost.warnings() == (EXAMPLES / "lost" / "handler_raises.txt").read_text()
+    assert is_in_trace_of(spans["background_task count_attempt"], spans["POST /sold-out/{product_id}"])
+
+    with pytest.raises(LookupError):
+        await call(app, "POST /broken/7")
+    await all_is_let_go()
+    assert lost.tasks() == ["dropped handler_raises.count_attempt"] * 2
+
+
+async def test_dependency_of_a_refused_request(lost: Lost) -> None:
+    """What a dependency added is dropped when the request is refused for its parameters."""
+    response = await call(load("dependency").app, "DELETE /users/nobody")
+
+    assert response.status_code == 422
+    assert lost.tasks() == ["dropped dependency.write_audit_log"]
+
+
+@pytest.mark.parametrize("path", ["/returned", "/raised"])
+async def test_error_response(lost: Lost, spans: Spans, path: str) -> None:
+    """An error that is a response with a background keeps its tasks."""
+    response = await call(load("lost/error_response").app, f"POST {path}")
+    await all_is_let_go()
+
+    assert (response.status_code, response.json()) == (409, {"detail": "sold out"})
+    assert [(span.name, span.status.is_ok) for span in spans.tasks()] == [("background_task count_attempt", True)]
+    assert lost.tasks() == []
+
+
+async def test_own_background(lost: Lost, spans: Spans) -> None:
+    """The queue is dropped beside a background of the response's own, and runs where it is that background."""
+    app = load("lost/own_background").app
+
+    await call(app, "POST /orders/7/cancel")
+    await all_is_let_go()
+    assert lost.tasks() == ["dropped own_background.refund"]
+    assert spans["background_task restock"].status.is_ok
+
+    spans.exporter.clear()
+    await call(app, "POST /orders/7/return")
+    assert [(span.name, span.status.is_ok) for span in spans.tasks()] == [
+        ("background_task refund", True),
+        ("background_task restock", True),
+    ]
+
+
+@pytest.mark.parametrize(("path", "saved"), [("/forgets", ""), ("/saves", "saved: hello\n")])
+async def test_websocket_route(
+    lost: Lost, spans: Spans, capsys: pytest.CaptureFixture[str], path: str, saved: str
+) -> None:
+    """The tasks of a websocket route are dropped, unless the route runs them itself."""
+    received: list[Message] = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "hello"}]
+
+    async def receive() -> Message:
+        return received.pop(0)
+
+    async def send_nothing(message: Message) -> None: ...
+
+    websocket = {"type": "websocket", "path": path, "headers": [], "query_string": b""}
+    await load("lost/websocket_route").app(websocket, receive, send_nothing)
+
+    assert capsys.readouterr().out == saved
+    assert lost.tasks() == ([] if saved else ["dropped websocket_route.save"])
+    assert spans["background_task save"].status.is_ok is bool(saved)
+
+
+async def test_thrown_away(lost: Lost) -> None:
+    """A queue by hand that no response was given is dropped."""
+    response = await call(load("lost/thrown_away").app, "POST /newsletter?email=ada@example.org")
+
+    assert response.json() == {"status": "subscribed"}
+    assert lost.tasks() == ["dropped thrown_away.send_welcome"]
+
+
+async def test_after_yield(lost: Lost, spans: Spans) -> None:
+    """What a dependency adds behind its `yield` is too late."""
+    await call(load("lost/after_yield").app, "DELETE /users/7")
+    await all_is_let_go()
+
+    assert lost.tasks() == ["dropped after_yield.write_audit_log"]
+    assert [span.status.is_ok for span in spans.tasks()] == [True, False]
+
+
+async def test_hidden(lost: Lost, spans: Spans) -> None:
+    """Where the server sees Starlette's `RuntimeError`, the task's span has the `HTTPException` that was raised."""
+    with pytest.raises(RuntimeError) as hidden:
+        await call(load("lost/hidden").app, "POST /charge")
+
+    assert f"{type(hidden.value).__name__}: {hidden.value}\n" == (EXAMPLES / "lost" / "hidden.txt").read_text()
+    span = spans["background_task charge"]
+    assert (span.attributes or {})["error.type"] == "fastapi.exceptions.HTTPException"
+    assert span.status.description == "HTTPException: 402: card 4242 was declined"
+    assert [event.name for event in span.events] == ["exception"]
+
+
+# metrics.md
+
+
+def test_scrape() -> None:
+    """A scrape of the program has the lines that the page shows, whatever the durations are."""
+
+    def shape(lines: str) -> str:
+        return re.sub(r"(_sum\{.*\}|_bucket\{.*le=\"0.25\"\}) .*", r"\1", lines)
+
+    with serve("scrape") as (url, _):
+        for path in ("orders/1", "orders/2", "orders/0", "exports"):
+            httpx.post(f"{url}/{path}")
+        deadline = monotonic() + 20
+        lines: list[str] = []
+        while not any(line.startswith("background_task_lost_total{") for line in lines):
+            assert monotonic() < deadline
+            sleep(0.1)
+            lines = httpx.get(f"{url}/metrics").text.splitlines(keepends=True)
+
+    lines = [line for line in lines if "background_task" in line]
+    charged = 'background_task_duration_seconds_bucket{code_function_name="scrape.charge",error_type="",'
+    plain = [line for line in lines if "_bucket" not in line]
+    buckets = [line for line in lines if line.startswith(charged)]
+    assert sorted(shape("".join(plain)).splitlines()) == sorted(
+        shape((EXAMPLES / "scrape" / "plain.txt").read_text()).splitlines()
+    )
+    boundaries = re.findall(r'le="([\d.]+)"', "".join(buckets))
+    assert f"\n{', '.join(boundaries)}\n" in (DOCS / "metrics.md").read_text()
+    assert shape("".join(buckets)) == shape((EXAMPLES / "scrape" / "buckets.txt").read_text())
 
 
 # responses.md
