@@ -1,4 +1,5 @@
 import gc
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 from starlette.types import ASGIApp
+
+from traced_tasks.finalizers import finalizers
 
 HAS_TELEMETRY = find_spec("fastapi.telemetry") is not None  # since FastAPI 0.142
 
@@ -85,6 +88,21 @@ class Spans:
         """The one with this name."""
         (span,) = [span for span in self() if span.name == name]
         return span
+
+
+def collect_garbage() -> None:
+    """Collect garbage, and wait until what was lost in it is reported."""
+    gc.collect()
+    reported = threading.Event()
+
+    def report(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":  # behind what the collection before has put there
+            finalizers(reported.set)
+
+    gc.callbacks.append(report)
+    gc.collect()
+    gc.callbacks.remove(report)
+    assert reported.wait(10)
 
 
 def scope(span: ReadableSpan) -> str:

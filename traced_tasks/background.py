@@ -2,22 +2,28 @@
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any, ParamSpec, Self, Unpack, cast
+from typing import Any, Literal, ParamSpec, Self, Unpack
 
+from anyio.lowlevel import checkpoint_if_cancelled
 from fastapi import BackgroundTasks
 from opentelemetry import context as otel_context
 from starlette.background import BackgroundTask
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 from starlette.concurrency import run_in_threadpool
 
+from traced_tasks.finalizers import finalizers
 from traced_tasks.names import error_type, function_names
 from traced_tasks.options import TaskOptions, TaskOptionsDict
-from traced_tasks.telemetry import TaskRun, log_failures, report_dropped, report_lost
+from traced_tasks.telemetry import TaskRun, log_failures, report_lost
 
 P = ParamSpec("P")
+
+_DROPPED = (
+    "nothing ran it. For example, the handler raised after add_task, the request was refused, the response failed or "
+    "has a background of its own, the route is a websocket, or the queue was given to no response"
+)
 
 _DEFAULT = TaskOptions()
 
@@ -40,20 +46,20 @@ class TracedBackgroundTask(BackgroundTask):
         TypeError: `func` is not callable.
     """
 
-    _pending = False  # also if __init__ refuses, and __del__ is called all the same
+    _pending = 0  # else the generation of processes in which it is waiting to run
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "__call__" not in vars(cls):
-            return
         call: Any = cls.__call__
+        if call is TracedBackgroundTask.__call__:
+            return
 
-        @functools.wraps(call)
-        def start(self: Self) -> Any:
-            self._pending = False  # it may not call ours
-            return call(self)
+        async def start(self: Self) -> None:
+            self._pending = 0  # it may not call ours
+            await call(self)
 
-        cls.__call__ = cast("Any", start)  # type: ignore[method-assign]
+        functools.update_wrapper(start, call)
+        cls.__call__ = start  # type: ignore[method-assign]
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         if not callable(func):
@@ -66,10 +72,13 @@ class TracedBackgroundTask(BackgroundTask):
         self.context = otel_context.get_current()
         self.queued_at = perf_counter()
         self.tracing = tracing
-        self._pending = True
+        self._pending = finalizers.generation
 
     async def __call__(self) -> None:
-        self._pending = False
+        if not self.is_async:
+            # In a scope that is cancelled already, anyio would not call the function: then the task has not started.
+            await checkpoint_if_cancelled()
+        self._pending = 0
         # Not super().__call__(): opentelemetry-instrumentation-fastapi and New Relic patch it to add a span.
         with TaskRun(self):
             if self.is_async:
@@ -80,12 +89,17 @@ class TracedBackgroundTask(BackgroundTask):
     def skip(self, reason: str) -> None:
         """Report that the task will not run, unless it has run."""
         if self._pending:
-            self._pending = False
-            report_lost(self, "skipped", reason)
+            self._lose("skipped", reason)
 
-    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if self._pending and not is_finalizing():
-            report_dropped(self)
+    def __del__(self) -> None:
+        if self._pending:
+            self._lose("dropped", _DROPPED)
+
+    def _lose(self, error: Literal["skipped", "dropped"], reason: str) -> None:
+        # A process that was forked off has a copy of each task, which is not its own to run or to lose.
+        if self._pending == finalizers.generation:
+            finalizers(report_lost, self, error, reason)
+        self._pending = 0
 
 
 class TracedBackgroundTasks(BackgroundTasks):
@@ -182,7 +196,8 @@ class TracedBackgroundTasks(BackgroundTasks):
                             raise
                         break
                 except BaseException as error:
-                    self._skip(position, f"{_name(task)}, before it in the queue, was cut short by {error_type(error)}")
+                    # From this task on: it may not have started.
+                    self._skip(position - 1, f"its queue was cut short by {error_type(error)} at {_name(task)}")
                     if failures:
                         log_failures(failures, error)
                     raise
@@ -193,7 +208,8 @@ class TracedBackgroundTasks(BackgroundTasks):
 
     def _skip(self, position: int, reason: str) -> None:
         for task in self.tasks[position:]:
-            _traced(task, self.tracing).skip(reason)
+            if task is not self:
+                _traced(task, self.tracing).skip(reason)
 
     def skip(self, reason: str) -> None:
         """Report that those of the tasks that have not run will not run."""
@@ -216,7 +232,9 @@ def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask 
     if isinstance(task, TracedBackgroundTask | TracedBackgroundTasks):
         return task
     if isinstance(task, StarletteBackgroundTasks) and type(task) in (BackgroundTasks, StarletteBackgroundTasks):
-        return TracedBackgroundTasks(task.tasks, tracing=tracing)
+        queue = TracedBackgroundTasks(tracing=tracing)
+        queue.tasks = task.tasks  # the list itself, which may still grow
+        return queue
     # Not by the class's own __init__, which would refuse here what somebody else has queued; and not the task itself,
     # which may be one for many requests.
     traced = object.__new__(TracedBackgroundTask)

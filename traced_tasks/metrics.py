@@ -1,10 +1,12 @@
 """The instruments that measure tasks."""
 
+import weakref
 from collections.abc import Iterator
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
+from traced_tasks.finalizers import after_fork
 from traced_tasks.providers import PerProvider
 from traced_tasks.version import __version__
 
@@ -17,6 +19,7 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider) -> None:
         self._active: dict[str, list[None]] = {}
+        _everyone.add(self)
         meter = provider.get_meter("traced_tasks", __version__)
         self._duration = meter.create_histogram(
             "background_task.duration",
@@ -50,7 +53,8 @@ class Instruments:
 
     def end(self, function_name: str, duration: float, error: str | None) -> None:
         """Count a task as running no more, and record how long it ran, in seconds, and its `error.type`."""
-        self._active[function_name].pop()
+        if running := self._active.get(function_name):  # not in a process that was forked off inside the task
+            running.pop()
         attributes = {"code.function.name": function_name}
         if error is not None:
             attributes["error.type"] = error
@@ -60,12 +64,26 @@ class Instruments:
         """Count a task as lost."""
         self._lost.add(1, {"code.function.name": function_name, "error.type": error})
 
+    def forget_active(self) -> None:
+        """Take no task for running."""
+        self._active.clear()
+
     def _observe_active(self, options: CallbackOptions) -> Iterator[Observation]:  # noqa: ARG002
         for function_name, running in list(self._active.items()):
             yield Observation(len(running), {"code.function.name": function_name})
 
 
+_everyone = weakref.WeakSet[Instruments]()
 _instruments = PerProvider(Instruments)
+
+
+def _forked() -> None:
+    # What runs here runs in the process that this one was forked from.
+    for each in _everyone:
+        each.forget_active()
+
+
+after_fork(_forked)
 
 
 def instruments_of(provider: MeterProvider | None) -> Instruments | None:

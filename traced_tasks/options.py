@@ -7,6 +7,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Link, Span, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
 from pydantic import AfterValidator, BaseModel, Field
+from starlette._utils import is_async_callable
 
 PropagationStyle = Literal["child", "link", "none"]
 OnError = Literal["stop", "continue"]
@@ -30,6 +31,12 @@ def _attribute_value(value: AttributeValue) -> AttributeValue:
     return value
 
 
+def _task_hook(hook: Any) -> Any:
+    if is_async_callable(hook):
+        raise ValueError("a task_hook is called, not awaited: an async function would never run")
+    return hook
+
+
 if TYPE_CHECKING:
     Attributes = Mapping[str, AttributeValue]
 else:
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
 
     TaskHook = Callable[[Span, TracedBackgroundTask], None]
 else:
-    TaskHook = Callable[..., None]
+    TaskHook = Annotated[Callable[..., None], AfterValidator(_task_hook)]
 
 
 class TaskOptionsDict(TypedDict, total=False):

@@ -2,13 +2,11 @@
 
 import logging
 import os
-import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter, time_ns
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from opentelemetry import _logs as logs
 from opentelemetry import context as otel_context
@@ -18,6 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, StatusCode, Tracer, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
+from traced_tasks.finalizers import finalizers
 from traced_tasks.metrics import Instruments, instruments_of
 from traced_tasks.names import error_type, function_names
 from traced_tasks.providers import PerProvider
@@ -70,12 +69,26 @@ class TaskRun:
                 self._instruments.start(self._function_name, queue_duration)
         except Exception as error:
             _log("The start of the background task %s could not be measured.", self._function_name, error)
-        _call_hook(task, self._span, self._function_name)
+        try:
+            _call_hook(task, self._span, self._function_name)
+        except BaseException as error:  # which is not ours to stop, so the task will not run
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # The span is still current: the log record of an exception and the exemplar of a measurement refer to it.
+        if isinstance(exc, GeneratorExit):
+            # The coroutine was thrown away. Unlike any other end, this one may come in another context.
+            if otel_context.get_current() is self._context:
+                otel_context.detach(self._token)
+            finalizers(self._complete, exc)
+        else:
+            # With the span still current: an exception's log record and a measurement's exemplar refer to it.
+            self._complete(exc)
+            otel_context.detach(self._token)
+
+    def _complete(self, exc: BaseException | None) -> None:
         try:
             if self._instruments is not None:
                 error_name = None if exc is None else error_type(exc)
@@ -87,9 +100,6 @@ class TaskRun:
                 self._record(exc)
         except Exception as error:
             _log("The failure of the background task %s could not be recorded.", self._function_name, error, exc)
-        # A coroutine that is thrown away is closed in whatever context the garbage collector was called in.
-        if not isinstance(exc, GeneratorExit) or otel_context.get_current() is self._context:
-            otel_context.detach(self._token)
         try:
             self._span.end()
         except Exception as error:
@@ -119,7 +129,7 @@ class TaskRun:
                 span.record_exception(exc)
 
 
-def report_lost(task: "TracedBackgroundTask", error: Literal["skipped", "dropped"], reason: str) -> None:
+def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:
     """Report a task that never ran: by a warning, a span from `add_task` until now, and one on the counter.
 
     Args:
@@ -129,7 +139,8 @@ def report_lost(task: "TracedBackgroundTask", error: Literal["skipped", "dropped
     """
     queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
     qualname, function_name = function_names(task.func)
-    logger.warning("The background task %s was %s: %s.", function_name, error, reason)
+    with suppress(Exception):  # of a log handler: there is no one left to tell
+        logger.warning("The background task %s was %s: %s.", function_name, error, reason)
     try:
         attributes: dict[str, AttributeValue] = {"code.function.name": function_name, "error.type": error}
         span = _start_span(task, qualname, task.context, attributes, queued_at)
@@ -146,41 +157,14 @@ def report_lost(task: "TracedBackgroundTask", error: Literal["skipped", "dropped
         _log("The loss of the background task %s could not be measured.", function_name, failure)
 
 
-def report_dropped(task: "TracedBackgroundTask") -> None:
-    """Report a task that was thrown away before it ran. Made to be called in `__del__`."""
-    reason = (
-        "nothing ran it. The handler raised after add_task, or the response has a background of its own, or the route "
-        "is a websocket, or the queue was given to no response"
-    )
-    if not _in_telemetry():
-        report_lost(task, "dropped", reason)
-        return
-    with suppress(RuntimeError):  # the interpreter is shutting down
-        threading.Thread(
-            target=report_lost, args=(task, "dropped", reason), name="traced_tasks report", daemon=True
-        ).start()
-
-
 def log_failures(failures: Sequence[Exception], error: BaseException) -> None:
     """Log the failures that a queue went on after, and that nobody will raise, because something else ended it."""
-    logger.error(
-        "The queue was cut short by %s, after background tasks had failed with %s.",
-        error_type(error),
-        ", ".join(map(error_type, failures)),
-    )
-
-
-def _in_telemetry() -> bool:
-    # The garbage collector is also called in the middle of an instrument or an exporter, which may hold a lock that the
-    # report would wait for, on this very thread.
-    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
-    while (caller := frame.f_back) is not None:
-        frame = caller
-        if str(frame.f_globals.get("__name__")).startswith(
-            ("opentelemetry.sdk.", "opentelemetry.exporter.", "logging")
-        ):
-            return True
-    return False
+    with suppress(Exception):
+        logger.error(
+            "The queue was cut short by %s, after background tasks had failed with %s.",
+            error_type(error),
+            ", ".join(map(error_type, failures)),
+        )
 
 
 def _start_span(
@@ -236,9 +220,8 @@ def _call_hook(task: "TracedBackgroundTask", span: Span, function_name: str) -> 
 
 
 def _log(message: str, function_name: str, error: Exception, task_error: BaseException | None = None) -> None:
-    # Raised while the task's exception is on its way, the error carries that along, which may be a secret.
-    link: BaseException = error
-    while link.__context__ is not None and link.__context__ is not task_error:
-        link = link.__context__
-    link.__context__ = None
-    logger.error(message, function_name, exc_info=error)
+    if task_error is not None:
+        # Raised while the task's exception is on its way, the error carries that along, which may be a secret.
+        error.__cause__ = error.__context__ = None
+    with suppress(Exception):
+        logger.error(message, function_name, exc_info=error)
