@@ -135,10 +135,10 @@ class TracedBackgroundTasks(BackgroundTasks):
             tracing: How the spans look.
 
         Returns:
-            The same object. If it is traced already: a view on it, with `tracing`.
+            The same object. If it is traced already, in another way: a view on it.
         """
-        if isinstance(queue, cls):
-            return queue if tracing == queue.tracing else queue._view(tracing)
+        if isinstance(queue, TracedBackgroundTasks):
+            return queue if isinstance(queue, cls) and queue.tracing == tracing else cls._view(queue, tracing)
         # FastAPI runs the object it made and none that a dependency returns, and its class's __call__ puts a span of
         # its own around each task. So the object itself has to become ours: one object, of one request.
         queue.__class__ = cls
@@ -173,11 +173,12 @@ class TracedBackgroundTasks(BackgroundTasks):
         Raises:
             pydantic.ValidationError: An option is unknown or its value is of the wrong type.
         """
-        return self._view(self.tracing.merge(**changes))
+        return self._view(self, self.tracing.merge(**changes))
 
-    def _view(self, tracing: TaskOptions) -> Self:
-        view: Self = object.__new__(_view_class(type(self)))
-        view.__dict__ = self.__dict__  # one state: when somebody assigns `tasks`, all see it
+    @classmethod
+    def _view(cls, queue: "TracedBackgroundTasks", tracing: TaskOptions) -> Self:
+        view: Self = object.__new__(_view_class(cls))
+        view.__dict__ = queue.__dict__  # one state: when somebody assigns `tasks`, all see it
         view.tracing = tracing
         return view
 

@@ -9,6 +9,7 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from httpx import AsyncClient
 from opentelemetry import _logs as logs
+from opentelemetry import context
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.trace import StatusCode
@@ -356,7 +357,31 @@ async def test_a_hook_that_fails(spans: Spans, caplog: pytest.LogCaptureFixture)
     assert "in broken" in caplog.text
 
 
-@pytest.mark.parametrize("options", [{"on_error": "retry"}, {"task_hook": "name_the_user"}, {"meter_provider": 1}])
+async def test_a_hook_that_exits(spans: Spans) -> None:
+    """A hook that ends the program, rather than failing, ends the span and leaves no context behind."""
+
+    def leave(span: Any, task: TracedBackgroundTask) -> None:
+        raise SystemExit(3)
+
+    ran: list[int] = []
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(task_hook=leave))
+    tasks.add_task(ran.append, 1)
+    before = context.get_current()
+
+    with pytest.raises(SystemExit):
+        await tasks()
+
+    assert ran == []
+    assert context.get_current() is before
+    assert [(span.attributes or {})["error.type"] for span in spans()] == ["SystemExit"]
+
+
+async def async_hook(span: Any, task: TracedBackgroundTask) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "options", [{"task_hook": async_hook}, {"on_error": "retry"}, {"task_hook": "name_the_user"}, {"meter_provider": 1}]
+)
 def test_wrong_options(options: dict[str, Any]) -> None:
     """An unknown way to go on, a hook that cannot be called and a provider that is none are refused at import."""
     (name,) = options

@@ -1,5 +1,6 @@
 """A task that never runs is seen: once, and why."""
 
+import contextvars
 import gc
 import logging
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import threading
 import weakref
+from collections.abc import Generator
 from contextlib import suppress
 from time import time_ns
 from typing import Annotated, Any
@@ -354,6 +356,173 @@ class Order:
     """An argument that can be watched."""
 
 
+async def test_an_own_class_of_task_as_a_function(spans: Spans) -> None:
+    """A subclass with its own `__call__` is still an async function to `add_task`, and has run when that is awaited."""
+    ran: list[str] = []
+
+    class Own(TracedBackgroundTask):
+        async def __call__(self) -> None:
+            await super().__call__()
+
+    class Mixin:
+        async def __call__(self) -> None:
+            ran.append("mixin")
+
+    class Mixed(Mixin, TracedBackgroundTask):
+        pass
+
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(Own(ran.append, "own"))
+    tasks.add_task(Mixed(print))
+    await tasks()
+    del tasks
+
+    assert ran == ["own", "mixin"]
+    assert lost(spans) == {}
+
+
+async def test_a_sync_task_in_a_cancelled_scope(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose function is not called, because its scope is cancelled already, is skipped: it did not fail."""
+    tasks = TracedBackgroundTasks()
+
+    with anyio.CancelScope() as scope:
+
+        def cancel() -> None:
+            anyio.from_thread.run_sync(scope.cancel)
+
+        tasks.add_task(cancel)
+        tasks.add_task(notify)
+        tasks.add_task(print)
+        await tasks()
+
+    assert scope.cancelled_caught
+    assert lost(spans) == {"notify": "skipped", "print": "skipped"}
+    assert spans["background_task cancel"].status.is_ok
+    assert "notify was skipped: its queue was cut short by" in caplog.text
+
+
+async def test_a_plain_queue_in_the_queue_that_grows(spans: Spans) -> None:
+    """What is added to a plain queue after it was put into the queue runs, as it would without tracing."""
+    inner = BackgroundTasks()
+    tasks = TracedBackgroundTasks([inner])
+    inner.add_task(print)
+
+    await tasks()
+
+    assert [span.name for span in spans()] == ["background_task print"]
+
+
+async def test_a_queue_in_itself(spans: Spans) -> None:
+    """A failure ends a queue that contains itself, as it would without tracing."""
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(fail)
+    tasks.tasks.append(tasks)
+
+    with pytest.raises(ValueError, match="4242"):
+        await tasks()
+
+    tasks.tasks.clear()
+
+
+class NoisyHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise RuntimeError("disk full")
+
+
+async def test_a_log_handler_that_raises(spans: Spans) -> None:
+    """A log handler that raises changes nothing of what the task raised, nor of what is told elsewhere."""
+    handler = NoisyHandler()
+    logging.getLogger("traced_tasks").addHandler(handler)
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(on_error="continue"))
+    tasks.add_task(fail)
+    tasks.with_options(on_error="stop", task_hook=lambda span, task: fail()).add_task(fail)
+    tasks.add_task(notify)
+
+    try:
+        with pytest.raises(ExceptionGroup) as caught:
+            await tasks()
+    finally:
+        logging.getLogger("traced_tasks").removeHandler(handler)
+
+    assert len(caught.value.exceptions) == 2
+    assert lost(spans) == {"notify": "skipped"}
+
+
+async def test_a_queue_that_is_thrown_away_while_it_runs(spans: Spans) -> None:
+    """A queue that is collected as garbage in the middle of a task reports the end of that and the loss of the rest."""
+
+    class Suspend:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def wait() -> None:
+        await Suspend()
+
+    tasks = TracedBackgroundTasks()
+    tasks.add_task(wait)
+    tasks.add_task(notify)
+
+    def run_a_bit() -> None:
+        coroutine = tasks()
+        coroutine.send(None)
+        cycle: list[object] = [coroutine]
+        cycle.append(cycle)
+
+    contextvars.copy_context().run(run_a_bit)
+    collect_garbage()
+
+    assert (spans["background_task wait"].attributes or {})["error.type"] == "GeneratorExit"
+    assert lost(spans) == {"notify": "skipped"}
+
+
+FORK = """
+    import gc, os, sys
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    import asyncio, logging
+    from traced_tasks import TaskTracing, TracedBackgroundTasks
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    reader = InMemoryMetricReader()
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=MeterProvider([reader])))
+
+    def active():
+        metrics = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+        return [p.value for m in metrics if m.name == "background_task.active" for p in m.data.data_points]
+
+    async def fork():
+        sys.stdout.flush()
+        if os.fork() == 0:
+            global tasks
+            tasks.tasks.clear()
+            del tasks
+            gc.collect()
+            print("child", active(), flush=True)
+            os._exit(0)
+        os.wait()
+
+    async def rest():
+        print("parent", active())
+
+    tasks.add_task(fork)
+    tasks.add_task(rest)
+    asyncio.run(tasks())
+"""
+
+
+def test_a_fork() -> None:
+    """A child process neither reports the tasks of its parent as lost nor counts them as its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORK)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    assert done.stdout.splitlines() == ["child []", "parent [0, 1]"]
+    assert done.stderr == ""
+
+
 async def test_nothing_keeps_a_request_alive(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
     """Queue, views, tasks and arguments go with their request, by reference count."""
     alive: list[weakref.ref[Any]] = []
@@ -435,7 +604,7 @@ async def test_the_garbage_collector_in_an_exporter(spans: Spans) -> None:
     assert processor.names == ["mine", "background_task notify"]
 
 
-@pytest.mark.parametrize("moment", ["exit", "a crash", "os._exit"])
+@pytest.mark.parametrize("moment", ["exit", "a crash", "os._exit", "in a task"])
 def test_silence_at_exit(moment: str) -> None:
     """A queue that is alive when the interpreter ends makes no noise."""
     program = f"""
@@ -445,6 +614,17 @@ def test_silence_at_exit(moment: str) -> None:
         tasks.add_task(print)
         tasks.self = tasks
         task = TracedBackgroundTask(print)
+        if {moment!r} == "in a task":
+            running = TracedBackgroundTasks()
+            class Suspend:
+                def __await__(self):
+                    yield
+            async def wait():
+                await Suspend()
+            running.add_task(wait)
+            running.add_task(print)
+            coroutine = running()
+            coroutine.send(None)
         if {moment!r} == "os._exit":
             os._exit(0)
         if {moment!r} == "a crash":
@@ -456,6 +636,19 @@ def test_silence_at_exit(moment: str) -> None:
 
     assert done.returncode == (3 if moment == "a crash" else 0)
     assert done.stdout + done.stderr == ""
+
+
+async def test_silence_once_python_is_finalizing(
+    spans: Spans, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is thrown away by an interpreter that is ending is not reported."""
+    task = TracedBackgroundTask(print)
+
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    del task
+
+    assert spans() == []
+    assert caplog.records == []
 
 
 async def test_the_counter(spans: Spans) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,11 @@ from httpx import AsyncClient
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from starlette.background import BackgroundTask
 
 from tests.conftest import Spans
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks.metrics import instruments_of
 
 
 class Metrics:
@@ -147,6 +150,42 @@ def test_active_in_many_threads(measured: Metrics) -> None:
     assert measured.points("background_task.duration")["builtins.str"].count == 1000
 
 
+async def test_a_task_that_goes_on_in_a_forked_process(measured: Metrics) -> None:
+    """A task that was running when its process was forked off ends there without being counted."""
+    of_provider = instruments_of(None)
+    assert of_provider is not None
+
+    await TracedBackgroundTask(of_provider.forget_active)()
+
+    assert measured.active() == {}
+
+
+def test_the_first_tasks_in_many_threads() -> None:
+    """Threads that use a provider for the first time at the same moment share one set of instruments."""
+
+    class SlowProvider(MeterProvider):
+        def get_meter(self, *args: Any, **kwargs: Any) -> Any:
+            made.append(1)
+            time.sleep(0.05)
+            return super().get_meter(*args, **kwargs)
+
+    made: list[int] = []
+    provider = SlowProvider([InMemoryMetricReader()])
+    tracing = TaskTracing(meter_provider=provider)
+
+    def run() -> None:
+        asyncio.run(TracedBackgroundTasks([BackgroundTask(nap)], tracing=tracing)())
+
+    threads = [threading.Thread(target=run) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert made == [1]
+    provider.shutdown()
+
+
 async def test_a_routes_provider(measured: Metrics) -> None:
     """`meter_provider` measures a route's tasks elsewhere."""
     own = Metrics()
@@ -199,12 +238,11 @@ async def test_an_instrument_that_raises(caplog: pytest.LogCaptureFixture, monke
     tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=own.provider))
     tasks.add_task(print)
     await tasks()
-    from traced_tasks import metrics as instruments
 
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("histogram broke")
 
-    of_provider = instruments.instruments_of(own.provider)
+    of_provider = instruments_of(own.provider)
     assert of_provider is not None
     monkeypatch.setattr(of_provider._duration, "record", broken)
     await tasks()
@@ -234,9 +272,7 @@ def test_a_provider_that_is_set_late() -> None:
             (point,) = metric.data.data_points
             print(metric.name, getattr(point, "count", getattr(point, "value", None)))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
 
     assert sorted(done.stdout.splitlines()) == [
         "background_task.active 0",
