@@ -185,8 +185,9 @@ class TracedBackgroundTasks(BackgroundTasks):
     async def __call__(self) -> None:
         failures: list[Exception] = []
         try:
-            for position, plain in enumerate(self.tasks, start=1):
-                task = _traced(plain, self.tracing)
+            for position, task in enumerate(self.tasks, start=1):
+                if type(task) is not TracedBackgroundTask:
+                    task = _traced(task, self.tracing)
                 try:
                     await task()
                 except Exception as error:
@@ -230,7 +231,7 @@ def _view_class(cls: Any) -> Any:
 
 
 def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask | TracedBackgroundTasks:
-    if isinstance(task, TracedBackgroundTask | TracedBackgroundTasks):
+    if isinstance(task, (TracedBackgroundTask, TracedBackgroundTasks)):
         return task
     if isinstance(task, StarletteBackgroundTasks) and type(task) in (BackgroundTasks, StarletteBackgroundTasks):
         queue = TracedBackgroundTasks(tracing=tracing)

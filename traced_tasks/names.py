@@ -6,11 +6,11 @@ from typing import Any
 
 
 def function_names(func: Any) -> tuple[str, str]:
-    """Return the qualified name of a task's function, and its `code.function.name` (`module.qualname`)."""
+    """Return the name of a span for a function, and the `code.function.name` (`module.qualname`)."""
     try:
         return _function_names(func)
     except Exception:  # somebody's property or metaclass
-        return type(func).__name__, type(func).__name__
+        return _names(None, type(func).__name__)
 
 
 def _function_names(func: Any) -> tuple[str, str]:
@@ -22,7 +22,7 @@ def _function_names(func: Any) -> tuple[str, str]:
             func = func.func
         else:
             return _object_names(func)
-    return func.__qualname__, _with_module(func.__module__, func.__qualname__)
+    return _names(func.__module__, func.__qualname__)
 
 
 def _object_names(func: object) -> tuple[str, str]:
@@ -34,7 +34,13 @@ def _object_names(func: object) -> tuple[str, str]:
         qualname = module = None
     if type(qualname) is not str:
         qualname, module = type(func).__qualname__, type(func).__module__
-    return qualname, _with_module(module, qualname)
+    return _names(module, qualname)
+
+
+# The names alone, no function: a local one is another on every request, under the same name.
+@functools.lru_cache(maxsize=1024)
+def _names(module: str | None, qualname: str) -> tuple[str, str]:
+    return f"background_task {qualname.rpartition('<locals>.')[2]}", _with_module(module, qualname)
 
 
 def _with_module(module: str | None, qualname: str) -> str:

@@ -19,7 +19,7 @@ from opentelemetry.util.types import AttributeValue
 from traced_tasks.finalizers import finalizers
 from traced_tasks.metrics import Instruments, instruments_of
 from traced_tasks.names import error_type, function_names
-from traced_tasks.providers import PerProvider
+from traced_tasks.providers import PerProvider, global_tracer_provider
 from traced_tasks.version import __version__
 
 if TYPE_CHECKING:
@@ -38,42 +38,47 @@ class TaskRun:
     The block's exception is recorded and goes on. An error of the telemetry itself is logged and goes no further.
     """
 
-    __slots__ = ("_context", "_function_name", "_instruments", "_span", "_started_at", "_task", "_token")
+    __slots__ = ("_context", "_instruments", "_span", "_started_at", "_task", "_token")
 
     def __init__(self, task: "TracedBackgroundTask") -> None:
         self._task = task
 
     def __enter__(self) -> None:
         task = self._task
-        self._span: Span = INVALID_SPAN
+        options = task.tracing
         self._context = task.context
+        self._span: Span | None = None
         self._instruments: Instruments | None = None
         self._started_at = perf_counter()
-        queue_duration = self._started_at - task.queued_at
-        qualname, self._function_name = function_names(task.func)
         try:
             self._context = _with_fastapi_data(task.context)
-            self._span = _start_span(
-                task,
-                qualname,
-                self._context,
-                {"code.function.name": self._function_name, "background_task.queue.duration": queue_duration},
-            )
-            self._context = trace.set_span_in_context(self._span, self._context)
+            provider = global_tracer_provider() if options.tracer_provider is None else options.tracer_provider
+            if provider is not None:
+                names = function_names(task.func)
+                attributes: dict[str, AttributeValue] = {
+                    "code.function.name": names[1],
+                    "background_task.queue.duration": self._started_at - task.queued_at,
+                }
+                self._span = _start_span(provider, task, names[0], self._context, attributes)
+                self._context = trace.set_span_in_context(self._span, self._context)
+            elif options.propagation_style != "child":
+                self._context = trace.set_span_in_context(INVALID_SPAN, self._context)
         except Exception as error:
-            _log("The background task %s runs without a span, which could not be started.", self._function_name, error)
+            _log("The background task %s runs without a span, which could not be started.", task, error)
         self._token = otel_context.attach(self._context)
         try:
-            self._instruments = instruments_of(task.tracing.meter_provider)
-            if self._instruments is not None:
-                self._instruments.start(self._function_name, queue_duration)
+            instruments = instruments_of(options.meter_provider)
+            if instruments is not None:
+                self._instruments = instruments
+                instruments.start(function_names(task.func)[1], self._started_at - task.queued_at)
         except Exception as error:
-            _log("The start of the background task %s could not be measured.", self._function_name, error)
-        try:
-            _call_hook(task, self._span, self._function_name)
-        except BaseException as error:  # which is not ours to stop, so the task will not run
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
+            _log("The start of the background task %s could not be measured.", task, error)
+        if options.task_hook is not None:
+            try:
+                _call_hook(task, INVALID_SPAN if self._span is None else self._span)
+            except BaseException as error:  # which is not ours to stop, so the task will not run
+                self.__exit__(type(error), error, error.__traceback__)
+                raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -89,44 +94,47 @@ class TaskRun:
             otel_context.detach(self._token)
 
     def _complete(self, exc: BaseException | None) -> None:
+        task = self._task
         try:
             if self._instruments is not None:
                 error_name = None if exc is None else error_type(exc)
-                self._instruments.end(self._function_name, perf_counter() - self._started_at, error_name)
+                duration = perf_counter() - self._started_at
+                self._instruments.end(function_names(task.func)[1], duration, error_name)
         except Exception as error:
-            _log("The end of the background task %s could not be measured.", self._function_name, error, exc)
+            _log("The end of the background task %s could not be measured.", task, error, exc)
         try:
             if exc is not None:
-                self._record(exc)
+                _record(exc, task, INVALID_SPAN if self._span is None else self._span)
         except Exception as error:
-            _log("The failure of the background task %s could not be recorded.", self._function_name, error, exc)
+            _log("The failure of the background task %s could not be recorded.", task, error, exc)
         try:
-            self._span.end()
+            if self._span is not None:
+                self._span.end()
         except Exception as error:
-            _log("The span of the background task %s could not be ended.", self._function_name, error, exc)
+            _log("The span of the background task %s could not be ended.", task, error, exc)
 
-    def _record(self, exc: BaseException) -> None:
-        span = self._span
-        span.set_attribute("error.type", error_type(exc))
-        span.set_status(StatusCode.ERROR)
-        if not self._task.tracing.record_exception:
-            return
-        # https://opentelemetry.io/docs/specs/semconv/exceptions/
-        signals = {signal.strip() for signal in os.environ.get("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", "").split(",")}
-        if signals & {"logs", "logs/dup"}:
-            logs.get_logger("traced_tasks", __version__).emit(
-                event_name="background_task.exception",
-                timestamp=time_ns(),
-                severity_number=SeverityNumber.ERROR,
-                severity_text="ERROR",
-                body="Exception in a background task",
-                attributes={"code.function.name": self._function_name},
-                exception=exc,
-            )
-        if span.is_recording():
-            span.set_status(StatusCode.ERROR, ": ".join(filter(None, (type(exc).__name__, str(exc)))))
-            if "logs" not in signals or "logs/dup" in signals:
-                span.record_exception(exc)
+
+def _record(exc: BaseException, task: "TracedBackgroundTask", span: Span) -> None:
+    span.set_attribute("error.type", error_type(exc))
+    span.set_status(StatusCode.ERROR)
+    if not task.tracing.record_exception:
+        return
+    # https://opentelemetry.io/docs/specs/semconv/exceptions/
+    signals = {signal.strip() for signal in os.environ.get("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", "").split(",")}
+    if signals & {"logs", "logs/dup"}:
+        logs.get_logger("traced_tasks", __version__).emit(
+            event_name="background_task.exception",
+            timestamp=time_ns(),
+            severity_number=SeverityNumber.ERROR,
+            severity_text="ERROR",
+            body="Exception in a background task",
+            attributes={"code.function.name": function_names(task.func)[1]},
+            exception=exc,
+        )
+    if span.is_recording():
+        span.set_status(StatusCode.ERROR, ": ".join(filter(None, (type(exc).__name__, str(exc)))))
+        if "logs" not in signals or "logs/dup" in signals:
+            span.record_exception(exc)
 
 
 def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:
@@ -138,23 +146,26 @@ def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:
         reason: Why, in words for the developer of the application.
     """
     queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
-    qualname, function_name = function_names(task.func)
+    options = task.tracing
+    span_name, function_name = function_names(task.func)
     with suppress(Exception):  # of a log handler: there is no one left to tell
         logger.warning("The background task %s was %s: %s.", function_name, error, reason)
     try:
+        provider = trace.get_tracer_provider() if options.tracer_provider is None else options.tracer_provider
         attributes: dict[str, AttributeValue] = {"code.function.name": function_name, "error.type": error}
-        span = _start_span(task, qualname, task.context, attributes, queued_at)
-        _call_hook(task, span, function_name)
+        span = _start_span(provider, task, span_name, task.context, attributes, queued_at)
+        if options.task_hook is not None:
+            _call_hook(task, span)
         span.set_status(StatusCode.ERROR, reason)
         span.end()
     except Exception as failure:
-        _log("The loss of the background task %s could not be traced.", function_name, failure)
+        _log("The loss of the background task %s could not be traced.", task, failure)
     try:
-        instruments = instruments_of(task.tracing.meter_provider)
+        instruments = instruments_of(options.meter_provider)
         if instruments is not None:
             instruments.lose(function_name, error)
     except Exception as failure:
-        _log("The loss of the background task %s could not be measured.", function_name, failure)
+        _log("The loss of the background task %s could not be measured.", task, failure)
 
 
 def log_failures(failures: Sequence[Exception], error: BaseException) -> None:
@@ -168,8 +179,9 @@ def log_failures(failures: Sequence[Exception], error: BaseException) -> None:
 
 
 def _start_span(
+    provider: TracerProvider,
     task: "TracedBackgroundTask",
-    qualname: str,
+    name: str,
     context: Context,
     attributes: dict[str, AttributeValue],
     start_time: int | None = None,
@@ -183,12 +195,13 @@ def _start_span(
         if options.propagation_style == "link" and origin.is_valid:
             links = (Link(origin), *links)
         context = trace.set_span_in_context(INVALID_SPAN, context)
-    provider = trace.get_tracer_provider() if options.tracer_provider is None else options.tracer_provider
+    if options.attributes:
+        attributes.update(options.attributes)
     return _tracer(provider).start_span(
-        options.span_name or f"background_task {qualname.rpartition('<locals>.')[2]}",
+        options.span_name or name,
         context,
         kind if options.span_kind is None else options.span_kind,
-        {**attributes, **options.attributes},
+        attributes,
         links,
         start_time,
     )
@@ -210,18 +223,16 @@ def _with_fastapi_data(context: Context) -> Context:
     return context if data is None else otel_context.set_value(_fastapi_key, data, context)
 
 
-def _call_hook(task: "TracedBackgroundTask", span: Span, function_name: str) -> None:
-    if task.tracing.task_hook is None:
-        return
+def _call_hook(task: "TracedBackgroundTask", span: Span) -> None:
     try:
-        task.tracing.task_hook(span, task)
+        task.tracing.task_hook(span, task)  # type: ignore[misc]  # pyright: ignore[reportOptionalCall]
     except Exception as error:
-        _log("The task_hook of the background task %s failed.", function_name, error)
+        _log("The task_hook of the background task %s failed.", task, error)
 
 
-def _log(message: str, function_name: str, error: Exception, task_error: BaseException | None = None) -> None:
+def _log(message: str, task: "TracedBackgroundTask", error: Exception, task_error: BaseException | None = None) -> None:
     if task_error is not None:
         # Raised while the task's exception is on its way, the error carries that along, which may be a secret.
         error.__cause__ = error.__context__ = None
     with suppress(Exception):
-        logger.error(message, function_name, exc_info=error)
+        logger.error(message, function_names(task.func)[1], exc_info=error)
