@@ -4,11 +4,13 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from types import FunctionType
 from typing import Any, Literal, ParamSpec, Self, Unpack
 
 from anyio.lowlevel import checkpoint_if_cancelled
 from fastapi import BackgroundTasks
 from opentelemetry import context as otel_context
+from starlette._utils import is_async_callable
 from starlette.background import BackgroundTask
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 from starlette.concurrency import run_in_threadpool
@@ -64,14 +66,12 @@ class TracedBackgroundTask(BackgroundTask):
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         if not callable(func):
             raise _not_callable(func)
-        super().__init__(func, *args, **kwargs)
-        self.capture(_DEFAULT)
-
-    def capture(self, tracing: TaskOptions) -> None:
-        """Take the context that is current now."""
+        # Not super().__init__(), which would take the arguments apart once more: 0.4 us of 1.5 us.
+        self.func, self.args, self.kwargs = func, args, kwargs  # type: ignore[assignment]
+        self.is_async = is_async_callable(func)
         self.context = otel_context.get_current()
         self.queued_at = perf_counter()
-        self.tracing = tracing
+        self.tracing: TaskOptions = _DEFAULT
         self._pending = finalizers.generation
 
     async def __call__(self) -> None:
@@ -79,12 +79,20 @@ class TracedBackgroundTask(BackgroundTask):
             # In a scope that is cancelled already, anyio would not call the function: then the task has not started.
             await checkpoint_if_cancelled()
         self._pending = 0
-        # Not super().__call__(): opentelemetry-instrumentation-fastapi and New Relic patch it to add a span.
-        with TaskRun(self):
-            if self.is_async:
+        run = TaskRun(self)
+        try:
+            if type(BackgroundTask.__call__) is not FunctionType:
+                # What New Relic puts around a task, a transaction, belongs there. opentelemetry-instrumentation-fastapi
+                # has put a function in its place, which makes a second span.
+                await super().__call__()
+            elif self.is_async:
                 await self.func(*self.args, **self.kwargs)
             else:
                 await run_in_threadpool(self.func, *self.args, **self.kwargs)
+        except BaseException as error:
+            run.end(error)
+            raise
+        run.end()
 
     def skip(self, reason: str) -> None:
         """Report that the task will not run, unless it has run."""
@@ -244,7 +252,12 @@ def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask 
         vars(traced).update(vars(task))
     else:  # it runs in a way of its own
         vars(traced).update(func=task, args=(), kwargs={}, is_async=True)
-    traced.capture(tracing)
+    vars(traced).update(
+        context=otel_context.get_current(),
+        queued_at=perf_counter(),
+        tracing=tracing,
+        _pending=finalizers.generation,
+    )
     return traced
 
 

@@ -17,22 +17,22 @@ class Instruments:
     """The four instruments of one meter provider."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        self._active: dict[str, list[None]] = {}
+        self._functions: dict[str, FunctionInstruments] = {}
         _everyone.add(self)
         meter = provider.get_meter("traced_tasks", __version__)
-        self._duration = meter.create_histogram(
+        self.duration = meter.create_histogram(
             "background_task.duration",
             unit="s",
             description="How long background tasks ran.",
             explicit_bucket_boundaries_advisory=_BOUNDARIES,
         )
-        self._queue_duration = meter.create_histogram(
+        self.queue_duration = meter.create_histogram(
             "background_task.queue.duration",
             unit="s",
             description="How long background tasks waited, from add_task to their start.",
             explicit_bucket_boundaries_advisory=_BOUNDARIES,
         )
-        self._lost = meter.create_counter(
+        self.lost = meter.create_counter(
             "background_task.lost",
             unit="{task}",
             description="How many background tasks never ran.",
@@ -44,36 +44,54 @@ class Instruments:
             description="How many background tasks are running.",
         )
 
-    def start(self, function_name: str, queue_duration: float) -> None:
-        """Count a task as running, and record how long it waited, in seconds."""
-        # To append and to pop is atomic, so tasks of several threads and event loops are counted right without a lock.
-        self._active.setdefault(function_name, []).append(None)
-        self._queue_duration.record(queue_duration, {"code.function.name": function_name})
-
-    def end(self, function_name: str, duration: float, error: str | None) -> None:
-        """Count a task as running no more, and record how long it ran, in seconds, and its `error.type`."""
-        if running := self._active.get(function_name):  # not in a process that was forked off inside the task
-            running.pop()
-        attributes = {"code.function.name": function_name}
-        if error is not None:
-            attributes["error.type"] = error
-        self._duration.record(duration, attributes)
-
-    def lose(self, function_name: str, error: str) -> None:
-        """Count a task as lost."""
-        self._lost.add(1, {"code.function.name": function_name, "error.type": error})
+    def of(self, function_name: str) -> "FunctionInstruments":
+        """Return what measures the tasks of a function."""
+        function = self._functions.get(function_name)
+        return (
+            self._functions.setdefault(function_name, FunctionInstruments(self, function_name))
+            if function is None
+            else function
+        )
 
     def forget_active(self) -> None:
         """Take no task for running."""
-        self._active.clear()
+        self._functions.clear()
 
     def _observe_active(self, options: CallbackOptions) -> Iterator[Observation]:  # noqa: ARG002
-        for function_name, running in list(self._active.items()):
-            yield Observation(len(running), {"code.function.name": function_name})
+        for function in list(self._functions.values()):
+            yield Observation(len(function.running), function.attributes)
+
+
+class FunctionInstruments:
+    """The instruments, as the tasks of one function use them."""
+
+    def __init__(self, instruments: Instruments, function_name: str) -> None:
+        self._record_duration = instruments.duration.record
+        self._record_queue_duration = instruments.queue_duration.record
+        self._add_lost = instruments.lost.add
+        self.attributes = {"code.function.name": function_name}
+        # As long as there are running tasks. To append and to pop is atomic, so that tasks of several threads and event
+        # loops are counted right without a lock.
+        self.running: list[None] = []
+
+    def start(self, queue_duration: float) -> None:
+        """Count a task as running, and record how long it waited, in seconds."""
+        self.running.append(None)
+        self._record_queue_duration(queue_duration, self.attributes)
+
+    def end(self, duration: float, error: str | None) -> None:
+        """Count a task as running no more, and record how long it ran, in seconds, and its `error.type`."""
+        self.running.pop()
+        attributes = self.attributes if error is None else {**self.attributes, "error.type": error}
+        self._record_duration(duration, attributes)
+
+    def lose(self, error: str) -> None:
+        """Count a task as lost."""
+        self._add_lost(1, {**self.attributes, "error.type": error})
 
 
 _everyone = weakref.WeakSet[Instruments]()
-_instruments = PerProvider(Instruments)
+_instruments_of = PerProvider(Instruments).get
 
 
 def _forked() -> None:
@@ -89,4 +107,4 @@ def instruments_of(provider: MeterProvider | None) -> Instruments | None:
     """Return the instruments of a provider, or of the global one; `None` as long as there is none."""
     if provider is None:
         provider = global_meter_provider()
-    return None if provider is None else _instruments(provider)
+    return None if provider is None else _instruments_of(provider)

@@ -8,7 +8,7 @@ from typing import Any
 def function_names(func: Any) -> tuple[str, str]:
     """Return the name of a span for a function, and the `code.function.name` (`module.qualname`)."""
     try:
-        return _function_names(func)
+        return _names(func.__module__, func.__qualname__) if type(func) is FunctionType else _function_names(func)
     except Exception:  # somebody's property or metaclass
         return _names(None, type(func).__name__)
 

@@ -8,31 +8,29 @@ from typing import Generic, TypeVar
 
 from opentelemetry import metrics, trace
 from opentelemetry.environment_variables import OTEL_PYTHON_METER_PROVIDER, OTEL_PYTHON_TRACER_PROVIDER
-from opentelemetry.metrics import MeterProvider, _internal
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.metrics import _internal as _metrics
 from opentelemetry.trace import TracerProvider
 
-# As long as no provider is set, the functions of the API that return it look into the environment for one each time, at
-# 0.6 us a call. So they are called only where the environment names one, or there is one.
-_tracer_provider_named = OTEL_PYTHON_TRACER_PROVIDER in os.environ
-_meter_provider_named = OTEL_PYTHON_METER_PROVIDER in os.environ
+Provider = TypeVar("Provider")
+Made = TypeVar("Made")
+
+# As long as no provider is set, the API's functions that return it look into the environment for one each time, at
+# 0.6 us a call. They need to be asked only where the environment names one, or where the API keeps it elsewhere.
+_ask_for_tracer = OTEL_PYTHON_TRACER_PROVIDER in os.environ or not hasattr(trace, "_TRACER_PROVIDER")
+_ask_for_meter = OTEL_PYTHON_METER_PROVIDER in os.environ or not hasattr(_metrics, "_METER_PROVIDER")
 
 
 def global_tracer_provider() -> TracerProvider | None:
     """Return the global tracer provider, if one has been set."""
-    if getattr(trace, "_TRACER_PROVIDER", trace) is None and not _tracer_provider_named:
-        return None
-    return trace.get_tracer_provider()
+    provider: TracerProvider | None = getattr(trace, "_TRACER_PROVIDER", None)
+    return trace.get_tracer_provider() if provider is None and _ask_for_tracer else provider
 
 
 def global_meter_provider() -> MeterProvider | None:
     """Return the global meter provider, if one has been set."""
-    if getattr(_internal, "_METER_PROVIDER", trace) is None and not _meter_provider_named:
-        return None
-    return metrics.get_meter_provider()
-
-
-Provider = TypeVar("Provider")
-Made = TypeVar("Made")
+    provider: MeterProvider | None = getattr(_metrics, "_METER_PROVIDER", None)
+    return metrics.get_meter_provider() if provider is None and _ask_for_meter else provider
 
 
 class PerProvider(Generic[Provider, Made]):
@@ -46,13 +44,16 @@ class PerProvider(Generic[Provider, Made]):
         self._made: dict[int, tuple[weakref.ref[Provider], Made]] = {}
         self._lock = threading.RLock()
 
-    def __call__(self, provider: Provider) -> Made:
+    def get(self, provider: Provider) -> Made:
+        """Return the thing of a provider."""
+        made = self._made.get(id(provider))
+        return self._add(provider) if made is None else made[1]
+
+    def _add(self, provider: Provider) -> Made:
         key = id(provider)
-        made = self._made.get(key)
-        if made is None:
-            with self._lock:
-                made = self._made.get(key)
-                if made is None:
-                    made = weakref.ref(provider, lambda _: self._made.pop(key)), self._make(provider)
-                    self._made[key] = made
-        return made[1]
+        with self._lock:
+            made = self._made.get(key)
+            if made is None:
+                made = weakref.ref(provider, lambda _: self._made.pop(key)), self._make(provider)
+                self._made[key] = made
+            return made[1]

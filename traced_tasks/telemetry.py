@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter, time_ns
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from opentelemetry import _logs as logs
@@ -17,7 +16,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, StatusCode, 
 from opentelemetry.util.types import AttributeValue
 
 from traced_tasks.finalizers import finalizers
-from traced_tasks.metrics import Instruments, instruments_of
+from traced_tasks.metrics import FunctionInstruments, instruments_of
 from traced_tasks.names import error_type, function_names
 from traced_tasks.providers import PerProvider, global_tracer_provider
 from traced_tasks.version import __version__
@@ -42,47 +41,42 @@ class TaskRun:
 
     def __init__(self, task: "TracedBackgroundTask") -> None:
         self._task = task
-
-    def __enter__(self) -> None:
-        task = self._task
         options = task.tracing
-        self._context = task.context
+        context = task.context
         self._span: Span | None = None
-        self._instruments: Instruments | None = None
-        self._started_at = perf_counter()
+        self._instruments: FunctionInstruments | None = None
+        self._started_at = started_at = perf_counter()
         try:
-            self._context = _with_fastapi_data(task.context)
+            if _fastapi_key not in context:
+                context = _with_fastapi_data(context)
             provider = global_tracer_provider() if options.tracer_provider is None else options.tracer_provider
             if provider is not None:
-                names = function_names(task.func)
-                attributes: dict[str, AttributeValue] = {
-                    "code.function.name": names[1],
-                    "background_task.queue.duration": self._started_at - task.queued_at,
-                }
-                self._span = _start_span(provider, task, names[0], self._context, attributes)
-                self._context = trace.set_span_in_context(self._span, self._context)
+                queue_duration = started_at - task.queued_at
+                span = _start_span(provider, task, context, {"background_task.queue.duration": queue_duration})
+                self._span = span
+                context = trace.set_span_in_context(span, context)
             elif options.propagation_style != "child":
-                self._context = trace.set_span_in_context(INVALID_SPAN, self._context)
+                context = trace.set_span_in_context(INVALID_SPAN, context)
         except Exception as error:
             _log("The background task %s runs without a span, which could not be started.", task, error)
-        self._token = otel_context.attach(self._context)
+        self._context = context
+        self._token = otel_context.attach(context)
         try:
             instruments = instruments_of(options.meter_provider)
             if instruments is not None:
-                self._instruments = instruments
-                instruments.start(function_names(task.func)[1], self._started_at - task.queued_at)
+                self._instruments = instruments.of(function_names(task.func)[1])
+                self._instruments.start(started_at - task.queued_at)
         except Exception as error:
             _log("The start of the background task %s could not be measured.", task, error)
         if options.task_hook is not None:
             try:
                 _call_hook(task, INVALID_SPAN if self._span is None else self._span)
             except BaseException as error:  # which is not ours to stop, so the task will not run
-                self.__exit__(type(error), error, error.__traceback__)
+                self.end(error)
                 raise
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def end(self, exc: BaseException | None = None) -> None:
+        """End the run, by the task's exception if there is one."""
         if isinstance(exc, GeneratorExit):
             # The coroutine was thrown away. Unlike any other end, this one may come in another context.
             if otel_context.get_current() is self._context:
@@ -98,8 +92,7 @@ class TaskRun:
         try:
             if self._instruments is not None:
                 error_name = None if exc is None else error_type(exc)
-                duration = perf_counter() - self._started_at
-                self._instruments.end(function_names(task.func)[1], duration, error_name)
+                self._instruments.end(perf_counter() - self._started_at, error_name)
         except Exception as error:
             _log("The end of the background task %s could not be measured.", task, error, exc)
         try:
@@ -145,15 +138,14 @@ def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:
         error: The `error.type`: `skipped` by its queue, or `dropped` with it.
         reason: Why, in words for the developer of the application.
     """
-    queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
     options = task.tracing
-    span_name, function_name = function_names(task.func)
+    function_name = function_names(task.func)[1]
     with suppress(Exception):  # of a log handler: there is no one left to tell
         logger.warning("The background task %s was %s: %s.", function_name, error, reason)
     try:
         provider = trace.get_tracer_provider() if options.tracer_provider is None else options.tracer_provider
-        attributes: dict[str, AttributeValue] = {"code.function.name": function_name, "error.type": error}
-        span = _start_span(provider, task, span_name, task.context, attributes, queued_at)
+        queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
+        span = _start_span(provider, task, task.context, {"error.type": error}, queued_at)
         if options.task_hook is not None:
             _call_hook(task, span)
         span.set_status(StatusCode.ERROR, reason)
@@ -163,7 +155,7 @@ def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:
     try:
         instruments = instruments_of(options.meter_provider)
         if instruments is not None:
-            instruments.lose(function_name, error)
+            instruments.of(function_name).lose(error)
     except Exception as failure:
         _log("The loss of the background task %s could not be measured.", task, failure)
 
@@ -181,12 +173,14 @@ def log_failures(failures: Sequence[Exception], error: BaseException) -> None:
 def _start_span(
     provider: TracerProvider,
     task: "TracedBackgroundTask",
-    name: str,
     context: Context,
     attributes: dict[str, AttributeValue],
     start_time: int | None = None,
 ) -> Span:
     options = task.tracing
+    name, attributes["code.function.name"] = function_names(task.func)
+    if options.attributes:
+        attributes.update(options.attributes)
     links = options.links
     kind = SpanKind.INTERNAL
     if options.propagation_style != "child":
@@ -195,30 +189,21 @@ def _start_span(
         if options.propagation_style == "link" and origin.is_valid:
             links = (Link(origin), *links)
         context = trace.set_span_in_context(INVALID_SPAN, context)
-    if options.attributes:
-        attributes.update(options.attributes)
-    return _tracer(provider).start_span(
-        options.span_name or name,
-        context,
-        kind if options.span_kind is None else options.span_kind,
-        attributes,
-        links,
-        start_time,
-    )
+    if options.span_kind is not None:
+        kind = options.span_kind
+    return _tracer_of(provider).start_span(options.span_name or name, context, kind, attributes, links, start_time)
 
 
 def _make_tracer(provider: TracerProvider) -> Tracer:
     return provider.get_tracer("traced_tasks", __version__)
 
 
-_tracer = PerProvider(_make_tracer)
+_tracer_of = PerProvider(_make_tracer).get
 
 
 def _with_fastapi_data(context: Context) -> Context:
     # `attach(propagate.extract(...))` in a handler starts from an empty context. FastAPI resets that before it runs the
     # queue, so `fastapi.telemetry.get_telemetry_data()` answers in a plain task; the captured context hides it.
-    if _fastapi_key in context:
-        return context
     data = otel_context.get_value(_fastapi_key)
     return context if data is None else otel_context.set_value(_fastapi_key, data, context)
 

@@ -1,12 +1,15 @@
 """One span a task, whoever else looks: FastAPI's own telemetry, FastAPIInstrumentor, both, neither."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry import trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from starlette.background import BackgroundTask
 from starlette.types import ASGIApp
 
 from tests.conftest import HAS_TELEMETRY, Spans, is_child, scope
@@ -90,3 +93,37 @@ async def test_a_task_by_hand(app: FastAPI, connect: Callable[[ASGIApp], httpx.A
 
     assert [span.name for span in spans.tasks()] == ["background_task print"] * 3
     assert not [span.name for span in spans() if "ackground" in span.name and scope(span) != "traced_tasks"]
+
+
+class Transaction:
+    """What New Relic puts in the place of `BackgroundTask.__call__`: an object that is no function."""
+
+    def __init__(self, call: Callable[[BackgroundTask], Coroutine[Any, Any, None]], names: list[str]) -> None:
+        self.call = call
+        self.names = names
+
+    def __get__(self, task: BackgroundTask, owner: type) -> Any:
+        return self if task is None else partial(self, task)
+
+    async def __call__(self, task: BackgroundTask) -> None:
+        self.names.append(task.func.__name__)
+        await self.call(task)
+
+
+async def test_a_transaction_around_a_task(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a neighbour that makes no span has put around each task stays there, inside the task's span."""
+    names: list[str] = []
+    monkeypatch.setattr(BackgroundTask, "__call__", Transaction(BackgroundTask.__call__, names))
+    ran: list[int] = []
+
+    def notify() -> None:
+        ran.append(1)
+
+    async def async_notify() -> None:
+        ran.append(2)
+
+    await TracedBackgroundTasks([TracedBackgroundTask(notify), TracedBackgroundTask(async_notify)])()
+
+    assert ran == [1, 2]
+    assert names == ["notify", "async_notify"]
+    assert [span.name for span in spans.tasks()] == ["background_task notify", "background_task async_notify"]
