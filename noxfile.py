@@ -29,3 +29,10 @@ def lowest(session: nox.Session) -> None:
 def _behaviour(session: nox.Session, *requirements: str) -> None:
     session.install(".", *nox.project.dependency_groups(PROJECT, "behaviour"), *requirements)
     session.run("pytest", "tests/behaviour", "-q", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def neighbours(session: nox.Session) -> None:
+    """Run tests/neighbours beside the newest of what else traces FastAPI applications."""
+    session.install(".", *nox.project.dependency_groups(PROJECT, "neighbours"))
+    session.run("pytest", "tests/neighbours", "-q", *session.posargs)

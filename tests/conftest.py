@@ -22,7 +22,10 @@ from traced_tasks.finalizers import finalizers
 
 HAS_TELEMETRY = find_spec("fastapi.telemetry") is not None  # since FastAPI 0.142
 
-collect_ignore = [] if HAS_TELEMETRY else ["behaviour/test_fastapi_telemetry.py"]
+collect_ignore = [
+    *([] if HAS_TELEMETRY else ["behaviour/test_fastapi_telemetry.py"]),
+    *([] if find_spec("ddtrace") else ["neighbours"]),  # they have a nox session of their own
+]
 
 
 def pytest_collection_finish() -> None:
