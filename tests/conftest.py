@@ -24,6 +24,7 @@ HAS_TELEMETRY = find_spec("fastapi.telemetry") is not None  # since FastAPI 0.14
 
 collect_ignore = [
     *([] if HAS_TELEMETRY else ["behaviour/test_fastapi_telemetry.py"]),
+    *([] if find_spec("fastapi.sse") else ["behaviour/test_sse.py"]),
     *([] if find_spec("ddtrace") else ["neighbours"]),  # they have a nox session of their own
 ]
 

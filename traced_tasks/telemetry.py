@@ -2,6 +2,7 @@
 
 import logging
 import os
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter, time_ns
@@ -114,6 +115,10 @@ def _record(exc: BaseException, task: "TracedBackgroundTask", span: Span) -> Non
         return
     # https://opentelemetry.io/docs/specs/semconv/exceptions/
     signals = {signal.strip() for signal in os.environ.get("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", "").split(",")}
+    if span.is_recording():
+        span.set_status(StatusCode.ERROR, _description(exc))
+        if "logs/dup" in signals or "logs" not in signals:
+            _add_event(exc, span)
     if signals & {"logs", "logs/dup"}:
         logs.get_logger("traced_tasks", __version__).emit(
             event_name="background_task.exception",
@@ -124,10 +129,21 @@ def _record(exc: BaseException, task: "TracedBackgroundTask", span: Span) -> Non
             attributes={"code.function.name": function_names(task.func)[1]},
             exception=exc,
         )
-    if span.is_recording():
-        span.set_status(StatusCode.ERROR, ": ".join(filter(None, (type(exc).__name__, str(exc)))))
-        if "logs" not in signals or "logs/dup" in signals:
-            span.record_exception(exc)
+
+
+def _description(exc: BaseException) -> str:
+    message = ""
+    with suppress(Exception):  # its own fault, and nothing else of it is lost by that
+        message = str(exc)
+    return f"{type(exc).__name__}: {message}" if message else type(exc).__name__
+
+
+def _add_event(exc: BaseException, span: Span) -> None:
+    try:
+        span.record_exception(exc)
+    except Exception:
+        stacktrace = "".join(traceback.format_exception(exc))
+        span.add_event("exception", {"exception.type": error_type(exc), "exception.stacktrace": stacktrace})
 
 
 def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:

@@ -1,0 +1,96 @@
+"""Servers that are stopped, by SIGTERM or by a task, while tasks are running and queued."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.servers.serving import serve, wait_for
+
+SERVERS = ["uvicorn-h11-asyncio", "uvicorn-httptools-uvloop", "hypercorn-asyncio", "hypercorn-trio", "gunicorn"]
+
+
+def patience(name: str, seconds: int) -> tuple[str, str]:
+    """The option for how long a server waits for its tasks when it stops."""
+    option = "--timeout-graceful-shutdown" if name.startswith("uvicorn") else "--graceful-timeout"
+    return option, str(seconds)
+
+
+@pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_patient_server(name: str, sync: bool, tmp_path: Path) -> None:
+    """A server that waits for its tasks when it stops lets them end, and those behind them; each has its span."""
+    suffix = "sync" if sync else ""
+    with serve(name, tmp_path, *patience(name, 25)) as server:
+        for queue in ("plain", "traced"):
+            server.get(f"/{queue}/slow?order={queue}{suffix}")
+        wait_for(lambda: len(server.records(ran="slow starts")) == 2)
+
+        server.process.send_signal(signal.SIGTERM)
+        server.release()
+        server.process.wait(25)
+
+        for queue in ("plain", "traced"):
+            assert server.ran(queue + suffix) == ["slow starts", "slow", "behind"]
+        assert server.told(f"traced{suffix}") == [("sync_slow" if sync else "slow", None), ("behind", None)]
+        assert server.records(lifespan="stopped")
+
+
+@pytest.mark.parametrize("name", [name for name in SERVERS if name != "gunicorn"])
+def test_an_impatient_server(name: str, tmp_path: Path) -> None:
+    """Of tasks that a server cuts short when it stops, one is cancelled and one skipped, and both are told in time."""
+    with serve(name, tmp_path, *patience(name, 1)) as server:
+        for queue in ("plain", "traced"):
+            server.get(f"/{queue}/slow?order={queue}")
+        wait_for(lambda: len(server.records(ran="slow starts")) == 2)
+
+        server.terminate()
+
+        assert server.ran("traced") == server.ran("plain") == ["slow starts"]
+        (slow, error), behind = server.told("traced")
+        assert slow == "slow"
+        assert error in ("asyncio.exceptions.CancelledError", "trio.Cancelled")
+        assert behind == ("behind", "skipped")
+        (warning,) = [line["warning"] for line in server.records() if "warning" in line]
+        assert "behind was skipped" in warning
+        assert server.records(lifespan="stopped")
+
+
+def test_a_killed_worker(tmp_path: Path) -> None:
+    """What gunicorn kills tells nothing more; the spans from before are there."""
+    with serve("gunicorn", tmp_path, *patience("gunicorn", 1)) as server:
+        server.get("/traced/checkout?order=before")
+        server.get("/traced/slow?order=traced")
+        wait_for(lambda: server.ran("traced"))
+
+        server.terminate()
+
+        assert server.told("before") == [("notify", None), ("behind", None)]
+        assert server.ran("traced") == ["slow starts"]
+
+
+@pytest.mark.parametrize(("name", "survives"), [("uvicorn-h11-asyncio", True), ("hypercorn-trio", False)])
+@pytest.mark.parametrize("queue", ["plain", "traced"])
+def test_a_task_that_exits(name: str, survives: bool, queue: str, tmp_path: Path) -> None:
+    """A task that raises `SystemExit` does to the server what a plain one does, and the spans say so."""
+    with serve(name, tmp_path) as server:
+        server.get(f"/{queue}/exit?order={queue}")
+        wait_for(lambda: server.records(done=f"order={queue}"))
+        if survives:
+            assert server.get("/collect").is_success
+        else:
+            server.process.wait(25)
+
+        assert server.ran(queue) == []
+        assert server.told(queue) == ([("leave", "SystemExit"), ("behind", "skipped")] if queue == "traced" else [])
+
+
+def test_an_exporter_that_hangs(tmp_path: Path) -> None:
+    """An exporter that hangs behind a batch processor holds up neither answers, nor tasks, nor the server's end."""
+    with serve("uvicorn-httptools-uvloop", tmp_path, HANGING="yes") as server:
+        server.get("/traced/checkout?order=one")
+        wait_for(lambda: server.records(exporter="hangs"))
+        server.get("/traced/checkout?order=two")
+        wait_for(lambda: server.ran("two") == ["notify", "behind"])
+
+        assert server.terminate() == -signal.SIGTERM
