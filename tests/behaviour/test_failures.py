@@ -161,6 +161,28 @@ async def test_the_signal_of_an_exception(
         assert (each.trace_id, each.span_id) == (span.context.trace_id, span.context.span_id)
 
 
+class BrokenLoggerProvider(logs.NoOpLoggerProvider):
+    def get_logger(self, *args: Any, **kwargs: Any) -> logs.Logger:
+        raise RuntimeError("logger broke")
+
+
+async def test_a_logger_provider_that_raises(
+    spans: Spans, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failure whose log record cannot be made is on the span, and goes on as it is."""
+    monkeypatch.setenv("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", "logs")
+    monkeypatch.setattr(logs._internal, "_LOGGER_PROVIDER", BrokenLoggerProvider())
+
+    with pytest.raises(PaymentError):
+        await TracedBackgroundTask(fail)()
+
+    (span,) = spans()
+    assert span.status.description == "PaymentError: card 4242 refused"
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The failure of the background task")
+    assert "refused" not in caplog.text
+
+
 @pytest.mark.parametrize("func", [fail, async_fail])
 @pytest.mark.parametrize("opt_in", ["", "logs", "logs/dup"])
 async def test_failure_without_its_message(

@@ -152,6 +152,23 @@ async def test_each_task_has_its_own_context(app: FastAPI, client: AsyncClient, 
     assert context.get_current() == before
 
 
+@pytest.mark.parametrize("style", STYLES)
+async def test_without_an_sdk(style: PropagationStyle) -> None:
+    """Without an SDK, what a task calls belongs to the caller's remote trace only in the style `child`."""
+    seen: list[int] = []
+    carrier = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    token = context.attach(propagate.extract(carrier))
+    tasks = TracedBackgroundTasks()
+    tasks.with_options(propagation_style=style).add_task(
+        lambda: seen.append(trace.get_current_span().get_span_context().trace_id)
+    )
+    context.detach(token)
+
+    await tasks()
+
+    assert seen == [0x0AF7651916CD43DD8448EB211C80319C if style == "child" else 0]
+
+
 async def test_a_traced_task_captures_where_it_is_made(spans: Spans) -> None:
     """`TracedBackgroundTask` belongs to the span that was current when it was made."""
     with trace.get_tracer("mine").start_as_current_span("step"):
