@@ -97,15 +97,17 @@ class Spans:
 def collect_garbage() -> None:
     """Collect garbage, and wait until what was lost in it is reported."""
     gc.collect()
-    reported = threading.Event()
+    asked, reported = threading.Event(), threading.Event()
 
-    def report(phase: str, info: dict[str, int]) -> None:
-        if phase == "start":  # behind what the collection before has put there
+    def ask(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":  # behind what earlier collections have put there
             finalizers(reported.set)
+            asked.set()
 
-    gc.callbacks.append(report)
-    gc.collect()
-    gc.callbacks.remove(report)
+    gc.callbacks.append(ask)
+    while not asked.is_set():
+        gc.collect()  # nothing, if another thread is collecting
+    gc.callbacks.remove(ask)
     assert reported.wait(10)
 
 
