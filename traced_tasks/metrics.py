@@ -32,7 +32,7 @@ class Instruments:
             description="How long background tasks waited, from add_task to their start.",
             explicit_bucket_boundaries_advisory=_BOUNDARIES,
         )
-        self.lost = meter.create_counter(
+        self._lost = meter.create_counter(
             "background_task.lost",
             unit="{task}",
             description="How many background tasks never ran.",
@@ -53,6 +53,10 @@ class Instruments:
             else function
         )
 
+    def lose(self, function_name: str, error: str) -> None:
+        """Count a task as lost."""
+        self._lost.add(1, {"code.function.name": function_name, "error.type": error})
+
     def forget_active(self) -> None:
         """Take no task for running."""
         self._functions.clear()
@@ -68,7 +72,6 @@ class FunctionInstruments:
     def __init__(self, instruments: Instruments, function_name: str) -> None:
         self._record_duration = instruments.duration.record
         self._record_queue_duration = instruments.queue_duration.record
-        self._add_lost = instruments.lost.add
         self.attributes = {"code.function.name": function_name}
         # As long as there are running tasks. To append and to pop is atomic, so that tasks of several threads and event
         # loops are counted right without a lock.
@@ -84,10 +87,6 @@ class FunctionInstruments:
         self.running.pop()
         attributes = self.attributes if error is None else {**self.attributes, "error.type": error}
         self._record_duration(duration, attributes)
-
-    def lose(self, error: str) -> None:
-        """Count a task as lost."""
-        self._add_lost(1, {**self.attributes, "error.type": error})
 
 
 _everyone = weakref.WeakSet[Instruments]()

@@ -171,7 +171,7 @@ def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:
     try:
         instruments = instruments_of(options.meter_provider)
         if instruments is not None:
-            instruments.of(function_name).lose(error)
+            instruments.lose(function_name, error)
     except Exception as failure:
         _log("The loss of the background task %s could not be measured.", task, failure)
 
