@@ -120,9 +120,17 @@ class TaskOptions(
     """The provider of the meter. `None`: OpenTelemetry's global one, as it is when the task starts."""
 
     def __hash__(self) -> int:
-        # FastAPI hashes its dependencies. pydantic's own hash would meet the dict in `attributes`; equal options still
-        # have equal hashes without it.
-        return hash((self.propagation_style, self.span_name, self.span_kind, self.links))
+        # FastAPI hashes its dependencies, several times a request. pydantic's own hash would meet the dict in
+        # `attributes`; equal options still have equal hashes without it.
+        return hash((self.propagation_style, self.span_name))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # FastAPI asks each dependency of a request for it. pydantic takes 1 us to say that there is none.
+            if name == "__wrapped__":
+                raise AttributeError(name)
+            return super().__getattr__(name)
 
     def merge(self, **changes: Unpack[TaskOptionsDict]) -> Self:
         """Return these options with `changes`: `attributes` are merged, `links` appended, all else is replaced.
