@@ -1,0 +1,51 @@
+"""A load generator, where there is no wrk: `python -m tests.benchmarks.load PORT PATH SECONDS CONNECTIONS`.
+
+It does next to nothing with an answer, so that it takes less of the machine than the server.
+"""
+
+import asyncio
+import sys
+from time import perf_counter
+
+
+class Client(asyncio.Protocol):
+    """A connection that asks again as soon as it is answered."""
+
+    def __init__(self, request: bytes) -> None:
+        self.request = request
+        self.answers = 0
+        self.failures = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the first time."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        """Ask again, at the end of an answer, which is `null`."""
+        if data.endswith(b"null"):
+            self.answers += 1
+            self.transport.write(self.request)
+        elif not data.startswith(b"HTTP/1.1 200"):
+            self.failures += 1
+
+
+async def load(port: int, path: str, seconds: float, connections: int) -> None:
+    """Ask for some seconds, and print the requests per second."""
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    loop = asyncio.get_running_loop()
+    clients = [Client(request) for _ in range(connections)]
+    for client in clients:
+        await loop.create_connection(lambda client=client: client, "127.0.0.1", port)  # type: ignore[misc]
+    answers, started_at = sum(client.answers for client in clients), perf_counter()
+    await asyncio.sleep(seconds)
+    answers, seconds = sum(client.answers for client in clients) - answers, perf_counter() - started_at
+    assert not any(client.failures for client in clients)
+    for client in clients:
+        client.transport.abort()
+    print(f"Requests/sec: {answers / seconds}")
+
+
+if __name__ == "__main__":
+    asyncio.run(load(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])))
