@@ -77,6 +77,7 @@ class TracedBackgroundTask(BackgroundTask):
     async def __call__(self) -> None:
         if not self.is_async:
             # In a scope that is cancelled already, anyio would not call the function: then the task has not started.
+            self._pending = finalizers.generation
             await checkpoint_if_cancelled()
         self._pending = 0
         run = TaskRun(self)
@@ -93,6 +94,9 @@ class TracedBackgroundTask(BackgroundTask):
             run.end(error)
             raise
         run.end()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pending": 0}  # a copy is not what was added
 
     def skip(self, reason: str) -> None:
         """Report that the task will not run, unless it has run."""

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -34,11 +35,12 @@ class Finalizers:
         if self._collecting != threading.get_ident():
             call(*args)
             return
-        # The one queue whose put() may interrupt its own put().
-        self._calls.put((call, args))
+        self._calls.put((call, args))  # reentrant, as that of no other queue
         if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="traced_tasks", daemon=True)
-            self._worker.start()
+            with suppress(RuntimeError):  # no thread to be had, for now: the next call may get one
+                worker = threading.Thread(target=self._work, name="traced_tasks", daemon=True)
+                worker.start()
+                self._worker = worker
 
     def _work(self) -> None:
         calls = self._calls

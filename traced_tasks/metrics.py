@@ -73,7 +73,7 @@ class FunctionInstruments:
         self._record_duration = instruments.duration.record
         self._record_queue_duration = instruments.queue_duration.record
         self.attributes = {"code.function.name": function_name}
-        # As long as there are running tasks. To append and to pop is atomic, so that tasks of several threads and event
+        # One entry for each running task. To append and to pop is atomic, so that tasks of several threads and event
         # loops are counted right without a lock.
         self.running: list[None] = []
 

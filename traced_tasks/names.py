@@ -50,4 +50,7 @@ def _with_module(module: str | None, qualname: str) -> str:
 def error_type(error: BaseException) -> str:
     """Return the `error.type` of an exception: its class, with the module unless that is `builtins`."""
     cls = type(error)
-    return cls.__qualname__ if cls.__module__ == "builtins" else _with_module(cls.__module__, cls.__qualname__)
+    try:
+        return cls.__qualname__ if cls.__module__ == "builtins" else _with_module(cls.__module__, cls.__qualname__)
+    except Exception:  # somebody's metaclass
+        return str(type.__getattribute__(cls, "__name__"))

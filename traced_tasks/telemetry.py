@@ -33,9 +33,9 @@ logger = logging.getLogger("traced_tasks")
 
 
 class TaskRun:
-    """Run a block in the context that its task captured, inside a span of its own, and measure it.
+    """One run of a task, from now until `end`: in the context that it captured, inside a span of its own, measured.
 
-    The block's exception is recorded and goes on. An error of the telemetry itself is logged and goes no further.
+    An error of the telemetry itself is logged and goes no further.
     """
 
     __slots__ = ("_context", "_instruments", "_span", "_started_at", "_task", "_token")
@@ -162,8 +162,12 @@ def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:
         provider = trace.get_tracer_provider() if options.tracer_provider is None else options.tracer_provider
         queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
         span = _start_span(provider, task, task.context, {"error.type": error}, queued_at)
+        span.set_attribute("error.type", error)  # also if the options have one
         if options.task_hook is not None:
-            _call_hook(task, span)
+            try:
+                _call_hook(task, span)
+            except BaseException as failure:  # there is nothing running that it could end
+                _log("The task_hook of the background task %s failed.", task, failure)
         span.set_status(StatusCode.ERROR, reason)
         span.end()
     except Exception as failure:
@@ -207,7 +211,9 @@ def _start_span(
         context = trace.set_span_in_context(INVALID_SPAN, context)
     if options.span_kind is not None:
         kind = options.span_kind
-    return _tracer_of(provider).start_span(options.span_name or name, context, kind, attributes, links, start_time)
+    return _tracer_of(provider).start_span(
+        name if options.span_name is None else options.span_name, context, kind, attributes, links, start_time
+    )
 
 
 def _make_tracer(provider: TracerProvider) -> Tracer:
@@ -231,7 +237,9 @@ def _call_hook(task: "TracedBackgroundTask", span: Span) -> None:
         _log("The task_hook of the background task %s failed.", task, error)
 
 
-def _log(message: str, task: "TracedBackgroundTask", error: Exception, task_error: BaseException | None = None) -> None:
+def _log(
+    message: str, task: "TracedBackgroundTask", error: BaseException, task_error: BaseException | None = None
+) -> None:
     if task_error is not None:
         # Raised while the task's exception is on its way, the error carries that along, which may be a secret.
         error.__cause__ = error.__context__ = None

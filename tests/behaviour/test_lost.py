@@ -1,6 +1,7 @@
 """A task that never runs is seen: once, and why."""
 
 import contextvars
+import copy
 import gc
 import logging
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import textwrap
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from time import time_ns
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ from starlette.types import Message
 
 from tests.conftest import Spans, collect_garbage, is_child
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks.finalizers import finalizers
 from traced_tasks.options import OnError
 
 LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))]
@@ -399,6 +401,72 @@ async def test_a_sync_task_in_a_cancelled_scope(spans: Spans, caplog: pytest.Log
     assert lost(spans) == {"notify": "skipped", "print": "skipped"}
     assert spans["background_task cancel"].status.is_ok
     assert "notify was skipped: its queue was cut short by" in caplog.text
+
+
+async def test_an_own_class_of_sync_task_in_a_cancelled_scope(spans: Spans) -> None:
+    """The same goes for a subclass that wraps the call."""
+
+    class Wrapping(TracedBackgroundTask):
+        async def __call__(self) -> None:
+            await super().__call__()
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await TracedBackgroundTasks([Wrapping(notify)])()
+
+    assert lost(spans) == {"notify": "skipped"}
+
+
+async def test_a_copy(spans: Spans) -> None:
+    """A copy of a task is not reported: the task is what was added."""
+    task = TracedBackgroundTask(print)
+    copied = copy.copy(task)
+
+    await task()
+    del task, copied
+
+    assert [span.status.is_ok for span in spans()] == [True]
+
+
+async def test_a_hook_that_exits_for_a_lost_task(spans: Spans) -> None:
+    """A hook that wants to end the program for a lost task does not take the place of what the application raised."""
+
+    def leave(span: Any, task: TracedBackgroundTask) -> None:
+        if task.func is not fail:
+            raise SystemExit(3)
+
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(task_hook=leave, attributes={"error.type": "mine"}))
+    tasks.add_task(fail)
+    tasks.add_task(notify)
+    tasks.add_task(print)
+
+    with pytest.raises(ValueError, match="4242"):
+        await tasks()
+
+    assert lost(spans) == {"notify": "skipped", "print": "skipped"}
+
+
+async def test_no_thread_to_be_had(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be reported for want of a thread is reported with what is lost next."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def lose(func: Callable[..., None]) -> None:
+        cycle: list[object] = [TracedBackgroundTask(func)]
+        cycle.append(cycle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finalizers, "_worker", None)
+        patched.setattr(threading.Thread, "start", refuse)
+        lose(notify)
+        gc.collect()
+        assert lost(spans) == {}
+    monkeypatch.setattr(finalizers, "_worker", None)
+    lose(print)
+    collect_garbage()
+
+    assert lost(spans) == {"notify": "dropped", "print": "dropped"}
 
 
 async def test_a_plain_queue_in_the_queue_that_grows(spans: Spans) -> None:

@@ -180,3 +180,27 @@ async def test_a_coroutine_that_is_closed(spans: Spans) -> None:
     coroutine.close()
 
     assert context.get_current() is before
+
+
+class Nameless(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no module")
+
+
+class NamelessError(Exception, metaclass=Nameless):
+    pass
+
+
+async def test_an_exception_without_a_name(spans: Spans) -> None:
+    """An exception whose class raises when it is asked for its module goes on as it is, and is on the span."""
+
+    def fail() -> None:
+        raise NamelessError
+
+    with pytest.raises(NamelessError):
+        await TracedBackgroundTask(fail)()
+
+    (span,) = spans()
+    assert (span.attributes or {})["error.type"] == "NamelessError"
+    assert not span.status.is_ok
