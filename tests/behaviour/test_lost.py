@@ -29,7 +29,8 @@ from starlette.types import Message
 
 from tests.conftest import Spans, collect_garbage, is_child
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks.finalizers import finalizers
+from traced_tasks import background as traced_background
+from traced_tasks.finalizers import Finalizers
 from traced_tasks.options import OnError
 
 LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))]
@@ -456,15 +457,21 @@ async def test_no_thread_to_be_had(spans: Spans, monkeypatch: pytest.MonkeyPatch
         cycle: list[object] = [TracedBackgroundTask(func)]
         cycle.append(cycle)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(finalizers, "_worker", None)
-        patched.setattr(threading.Thread, "start", refuse)
-        lose(notify)
-        gc.collect()
+    fresh = Finalizers()
+    monkeypatch.setattr(traced_background, "finalizers", fresh)
+    reported = threading.Event()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            lose(notify)
+            gc.collect()
         assert lost(spans) == {}
-    monkeypatch.setattr(finalizers, "_worker", None)
-    lose(print)
-    collect_garbage()
+        lose(print)
+        gc.collect()
+        fresh._calls.put((reported.set, ()))
+        assert reported.wait(10)
+    finally:
+        gc.callbacks.remove(fresh._watch)
 
     assert lost(spans) == {"notify": "dropped", "print": "dropped"}
 
