@@ -46,7 +46,8 @@ class Finalizers:
         calls = self._calls
         while True:
             call, args = calls.get()
-            call(*args)
+            with suppress(BaseException):  # there is no other thread to report what comes after
+                call(*args)
             del call, args
 
     def _watch(self, phase: str, info: dict[str, int]) -> None:  # noqa: ARG002

@@ -95,17 +95,17 @@ class TaskRun:
                 error_name = None if exc is None else error_type(exc)
                 self._instruments.end(perf_counter() - self._started_at, error_name)
         except Exception as error:
-            _log("The end of the background task %s could not be measured.", task, error, exc)
+            _log("The end of the background task %s could not be measured.", task, error)
         try:
             if exc is not None:
                 _record(exc, task, INVALID_SPAN if self._span is None else self._span)
         except Exception as error:
-            _log("The failure of the background task %s could not be recorded.", task, error, exc)
+            _log("The failure of the background task %s could not be recorded.", task, error)
         try:
             if self._span is not None:
                 self._span.end()
         except Exception as error:
-            _log("The span of the background task %s could not be ended.", task, error, exc)
+            _log("The span of the background task %s could not be ended.", task, error)
 
 
 def _record(exc: BaseException, task: "TracedBackgroundTask", span: Span) -> None:
@@ -237,11 +237,8 @@ def _call_hook(task: "TracedBackgroundTask", span: Span) -> None:
         _log("The task_hook of the background task %s failed.", task, error)
 
 
-def _log(
-    message: str, task: "TracedBackgroundTask", error: BaseException, task_error: BaseException | None = None
-) -> None:
-    if task_error is not None:
-        # Raised while the task's exception is on its way, the error carries that along, which may be a secret.
-        error.__cause__ = error.__context__ = None
+def _log(message: str, task: "TracedBackgroundTask", error: BaseException) -> None:
+    # Raised while the exception of a task is on its way, the error carries that along, which may be a secret.
+    error.__cause__ = error.__context__ = None
     with suppress(Exception):
         logger.error(message, function_names(task.func)[1], exc_info=error)

@@ -7,12 +7,13 @@ from collections.abc import Generator
 
 import anyio
 import pytest
-from opentelemetry import baggage, context
+from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from tests.conftest import Spans
-from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks.options import TaskHook
 
 
 class Broken(SpanProcessor):
@@ -80,6 +81,32 @@ async def test_the_log_keeps_the_tasks_secret(
     assert "processor broke" in caplog.text
     assert "refused" not in caplog.text
     assert caught.value.__context__ is None
+
+
+def broken_hook(span: trace.Span, task: TracedBackgroundTask) -> None:
+    raise RuntimeError("hook broke")
+
+
+@pytest.mark.parametrize("hook", [None, broken_hook])
+async def test_the_log_of_a_skipped_task_keeps_the_secret_of_another(
+    spans: Spans, caplog: pytest.LogCaptureFixture, hook: TaskHook | None
+) -> None:
+    """What is logged of failing telemetry of a skipped task does not carry the exception of the failed one along."""
+    if hook is None:
+        spans.provider.add_span_processor(Broken("end"))
+
+    async def fail() -> None:
+        raise ValueError("card 4242 refused")
+
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(record_exception=False))
+    tasks.add_task(fail)
+    tasks.with_options(task_hook=hook).add_task(print)
+
+    with pytest.raises(ValueError, match="card 4242 refused"):
+        await tasks()
+
+    assert "broke" in caplog.text
+    assert "refused" not in caplog.text
 
 
 class UnspeakableError(Exception):
