@@ -2,6 +2,7 @@
 """New Relic's agent, whose developer mode instruments everything and sends nothing, beside OpenTelemetry."""
 
 import os
+import time
 
 os.environ.update(
     NEW_RELIC_APP_NAME="shop",
@@ -15,6 +16,12 @@ import newrelic.agent
 
 newrelic.agent.initialize()
 
+# Nothing is recorded before it is active. Here, because who first asks OpenTelemetry for a tracer activates it and does
+# not wait. And not by a timeout, which it doesn't wait for if the thread that connects has not started within 0.1 s.
+application = newrelic.agent.register_application()
+while not application.active:
+    time.sleep(0.005)
+
 import asyncio
 
 from newrelic.core.agent import agent_instance
@@ -24,7 +31,6 @@ from tests.neighbours.apps import shop
 
 SHOWN = ("WebTransaction/", "OtherTransaction/", "Errors/")
 
-newrelic.agent.register_application(timeout=10)
 shop.record_spans()
 shop.watched["transaction"] = lambda: getattr(newrelic.agent.current_transaction(active_only=False), "name", None)
 
