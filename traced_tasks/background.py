@@ -1,8 +1,8 @@
 """The queue and the task, standing beside those of `starlette.background`."""
 
 import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from inspect import CO_COROUTINE, iscoroutine
 from time import perf_counter
 from types import FunctionType
 from typing import Any, Literal, ParamSpec, Self, Unpack
@@ -15,10 +15,10 @@ from starlette.background import BackgroundTask
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 from starlette.concurrency import run_in_threadpool
 
+from traced_tasks import telemetry
 from traced_tasks.finalizers import finalizers
 from traced_tasks.names import error_type, function_names
 from traced_tasks.options import TaskOptions, TaskOptionsDict
-from traced_tasks.telemetry import TaskRun, log_failures, report_lost
 
 P = ParamSpec("P")
 
@@ -56,22 +56,30 @@ class TracedBackgroundTask(BackgroundTask):
         if call is TracedBackgroundTask.__call__:
             return
 
-        async def start(self: Self) -> None:
+        async def called(self: Self) -> None:
             self._pending = 0  # it may not call ours
             await call(self)
 
-        functools.update_wrapper(start, call)
-        cls.__call__ = start  # type: ignore[method-assign]
+        functools.update_wrapper(called, call)
+        cls.__call__ = called  # type: ignore[method-assign]
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        if not callable(func):
+        self._capture(func, args, kwargs, _DEFAULT)
+
+    def _capture(self, func: Any, args: Any, kwargs: Any, tracing: TaskOptions) -> None:
+        self.func, self.args, self.kwargs = func, args, kwargs
+        # The first two ways are short cuts of the third, which takes 0.4 us for an async function, 2 us for another.
+        if type(func) is FunctionType and func.__code__.co_flags & CO_COROUTINE:
+            self.is_async = True
+        elif type(func) is FunctionType and not func.__dict__:  # nobody has marked it
+            self.is_async = False
+        elif callable(func):
+            self.is_async = is_async_callable(func)
+        else:
             raise _not_callable(func)
-        # Not super().__init__(), which would take the arguments apart once more: 0.4 us of 1.5 us.
-        self.func, self.args, self.kwargs = func, args, kwargs  # type: ignore[assignment]
-        self.is_async = is_async_callable(func)
         self.context = otel_context.get_current()
         self.queued_at = perf_counter()
-        self.tracing: TaskOptions = _DEFAULT
+        self.tracing = tracing
         self._pending = finalizers.generation
 
     async def __call__(self) -> None:
@@ -80,7 +88,7 @@ class TracedBackgroundTask(BackgroundTask):
             self._pending = finalizers.generation
             await checkpoint_if_cancelled()
         self._pending = 0
-        run = TaskRun(self)
+        run = telemetry.start(self)
         try:
             if type(BackgroundTask.__call__) is not FunctionType:
                 # What New Relic puts around a task, a transaction, belongs there. opentelemetry-instrumentation-fastapi
@@ -90,10 +98,13 @@ class TracedBackgroundTask(BackgroundTask):
                 await self.func(*self.args, **self.kwargs)
             else:
                 await run_in_threadpool(self.func, *self.args, **self.kwargs)
-        except BaseException as error:
-            run.end(error)
+        except GeneratorExit as thrown:
+            telemetry.abandon(run, thrown)
             raise
-        run.end()
+        except BaseException as error:
+            telemetry.end(run, error)
+            raise
+        telemetry.end(run)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_pending": 0}  # a copy is not what was added
@@ -110,7 +121,7 @@ class TracedBackgroundTask(BackgroundTask):
     def _lose(self, error: Literal["skipped", "dropped"], reason: str) -> None:
         # A process that was forked off has a copy of each task, which is not its own to run or to lose.
         if self._pending == finalizers.generation:
-            finalizers(report_lost, self, error, reason)
+            finalizers(telemetry.report_lost, self, error, reason)
         self._pending = 0
 
 
@@ -170,9 +181,10 @@ class TracedBackgroundTasks(BackgroundTasks):
         Raises:
             TypeError: `func` is not callable.
         """
-        # Not super().add_task(): ddtrace patches it to add a span.
-        task = TracedBackgroundTask(func, *args, **kwargs)
-        task.tracing = self.tracing
+        # Not super().add_task(): ddtrace patches it to add a span. And not by the class, which would take the arguments
+        # apart once more.
+        task = object.__new__(TracedBackgroundTask)
+        task._capture(func, args, kwargs, self.tracing)  # pyright: ignore[reportPrivateUsage]
         self.tasks.append(task)
 
     def with_options(self, **changes: Unpack[TaskOptionsDict]) -> Self:
@@ -185,7 +197,7 @@ class TracedBackgroundTasks(BackgroundTasks):
         Raises:
             pydantic.ValidationError: An option is unknown or its value is of the wrong type.
         """
-        return self._view(self, self.tracing.merge(**changes))
+        return self._view(self, self.tracing.merge(changes))
 
     @classmethod
     def _view(cls, queue: "TracedBackgroundTasks", tracing: TaskOptions) -> Self:
@@ -197,37 +209,41 @@ class TracedBackgroundTasks(BackgroundTasks):
     async def __call__(self) -> None:
         failures: list[Exception] = []
         try:
-            for position, task in enumerate(self.tasks, start=1):
+            remaining = iter(self.tasks)
+            for task in remaining:
                 if type(task) is not TracedBackgroundTask:
                     task = _traced(task, self.tracing)
+                call: Any = type(task).__call__
                 try:
-                    await task()
+                    await call(task)  # task() takes 0.1 us of 1.7 us longer
                 except Exception as error:
                     failures.append(error)
                     if task.tracing.on_error == "stop":
-                        self._skip(position, f"{_name(task)}, before it in the queue, failed with {error_type(error)}")
+                        self._skip(remaining, f"{_name(task)}, before it in the queue, failed with {error_type(error)}")
                         if len(failures) == 1:
                             raise
                         break
                 except BaseException as error:
-                    # From this task on: it may not have started.
-                    self._skip(position - 1, f"its queue was cut short by {error_type(error)} at {_name(task)}")
+                    reason = f"its queue was cut short by {error_type(error)} at {_name(task)}"
+                    if isinstance(task, TracedBackgroundTask):  # a queue has reported its own
+                        task.skip(reason)  # it may not have started
+                    self._skip(remaining, reason)
                     if failures:
-                        log_failures(failures, error)
+                        telemetry.log_failures(failures, error)
                     raise
             if failures:
                 raise ExceptionGroup("background tasks failed", failures)
         finally:
             del failures  # or the traceback of each would hold it, and this frame, in a cycle
 
-    def _skip(self, position: int, reason: str) -> None:
-        for task in self.tasks[position:]:
+    def _skip(self, tasks: Iterable[BackgroundTask], reason: str) -> None:
+        for task in tuple(tasks):  # what a task_hook adds now is not lost yet
             if task is not self:
                 _traced(task, self.tracing).skip(reason)
 
     def skip(self, reason: str) -> None:
         """Report that those of the tasks that have not run will not run."""
-        self._skip(0, reason)
+        self._skip(self.tasks, reason)
 
 
 def _name(task: TracedBackgroundTask | TracedBackgroundTasks) -> str:
@@ -266,7 +282,7 @@ def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask 
 
 
 def _not_callable(given: Any) -> TypeError:
-    if not inspect.iscoroutine(given):
+    if not iscoroutine(given):
         return TypeError(f"a background task is a function, with its arguments behind it, not {given!r}")
     given.close()  # or Python warns as well that it was never awaited
     name = given.__qualname__.rpartition("<locals>.")[2]

@@ -47,11 +47,9 @@ class Instruments:
     def of(self, function_name: str) -> "FunctionInstruments":
         """Return what measures the tasks of a function."""
         function = self._functions.get(function_name)
-        return (
-            self._functions.setdefault(function_name, FunctionInstruments(self, function_name))
-            if function is None
-            else function
-        )
+        if function is None:
+            function = self._functions.setdefault(function_name, FunctionInstruments(self, function_name))
+        return function
 
     def lose(self, function_name: str, error: str) -> None:
         """Count a task as lost."""
@@ -90,7 +88,7 @@ class FunctionInstruments:
 
 
 _everyone = weakref.WeakSet[Instruments]()
-_instruments_of = PerProvider(Instruments).get
+instruments_of = PerProvider(Instruments, global_meter_provider).get
 
 
 def _forked() -> None:
@@ -100,10 +98,3 @@ def _forked() -> None:
 
 
 after_fork(_forked)
-
-
-def instruments_of(provider: MeterProvider | None) -> Instruments | None:
-    """Return the instruments of a provider, or of the global one; `None` as long as there is none."""
-    if provider is None:
-        provider = global_meter_provider()
-    return None if provider is None else _instruments_of(provider)

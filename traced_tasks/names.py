@@ -10,7 +10,7 @@ def function_names(func: Any) -> tuple[str, str]:
     try:
         return _names(func.__module__, func.__qualname__) if type(func) is FunctionType else _function_names(func)
     except Exception:  # somebody's property or metaclass
-        return _names(None, type(func).__name__)
+        return _names(None, _class_name(type(func)))
 
 
 def _function_names(func: Any) -> tuple[str, str]:
@@ -53,4 +53,8 @@ def error_type(error: BaseException) -> str:
     try:
         return cls.__qualname__ if cls.__module__ == "builtins" else _with_module(cls.__module__, cls.__qualname__)
     except Exception:  # somebody's metaclass
-        return str(type.__getattribute__(cls, "__name__"))
+        return _class_name(cls)
+
+
+def _class_name(cls: Any) -> str:
+    return str(type.__getattribute__(cls, "__name__"))

@@ -1,12 +1,12 @@
 """What can be chosen about a task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Link, Span, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from starlette._utils import is_async_callable
 
 PropagationStyle = Literal["child", "link", "none"]
@@ -31,6 +31,10 @@ def _attribute_value(value: AttributeValue) -> AttributeValue:
     return value
 
 
+def _links(links: Any) -> Any:
+    return (*links,) if type(links) is list else links
+
+
 def _task_hook(hook: Any) -> Any:
     if is_async_callable(hook):
         raise ValueError("a task_hook is called, not awaited: an async function would never run")
@@ -42,6 +46,13 @@ if TYPE_CHECKING:
 else:
     # pydantic cannot read OpenTelemetry's type, which refers to itself by name in a module of its own.
     Attributes = Mapping[str, Annotated[Any, AfterValidator(_attribute_value)]]
+
+
+if TYPE_CHECKING:
+    Links = Sequence[Link]
+else:
+    # A list or a tuple. pydantic's own check of a Sequence, which takes no other either, takes 1 us.
+    Links = Annotated[tuple[Link, ...], BeforeValidator(_links)]
 
 
 if TYPE_CHECKING:
@@ -59,7 +70,7 @@ class TaskOptionsDict(TypedDict, total=False):
     span_name: str | None
     span_kind: SpanKind | None
     attributes: Attributes
-    links: Sequence[Link]
+    links: Links
     record_exception: bool
     on_error: OnError
     task_hook: TaskHook | None
@@ -93,7 +104,7 @@ class TaskOptions(
     attributes: Attributes = Field(default_factory=dict)
     """Attributes for the span, on top of (and, on the same key, instead of) those that are always there."""
 
-    links: Annotated[Sequence[Link], AfterValidator(tuple)] = ()
+    links: Links = ()
     """Span links, next to the one that `propagation_style="link"` makes."""
 
     record_exception: bool = True
@@ -132,16 +143,18 @@ class TaskOptions(
                 raise AttributeError(name)
             return super().__getattr__(name)
 
-    def merge(self, **changes: Unpack[TaskOptionsDict]) -> Self:
+    def merge(self, changes: TaskOptionsDict) -> Self:
         """Return these options with `changes`: `attributes` are merged, `links` appended, all else is replaced.
 
         Raises:
             pydantic.ValidationError: As for the class.
         """
-        changed = TaskOptions(**changes)
-        update = {name: getattr(changed, name) for name in changes}
+        checked = vars(TaskOptions(**changes))
+        update = {name: checked[name] for name in changes}
         if "attributes" in update:
-            update["attributes"] = {**self.attributes, **changed.attributes}
+            update["attributes"] = {**self.attributes, **checked["attributes"]}
         if "links" in update:
-            update["links"] = (*self.links, *changed.links)
-        return self.model_copy(update=update)
+            update["links"] = (*self.links, *checked["links"])
+        merged = self.model_copy()
+        vars(merged).update(update)  # which model_copy(update=update) takes 0.3 us longer to do
+        return merged

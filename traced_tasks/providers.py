@@ -23,14 +23,12 @@ _ask_for_meter = OTEL_PYTHON_METER_PROVIDER in os.environ or not hasattr(_metric
 
 def global_tracer_provider() -> TracerProvider | None:
     """Return the global tracer provider, if one has been set."""
-    provider: TracerProvider | None = getattr(trace, "_TRACER_PROVIDER", None)
-    return trace.get_tracer_provider() if provider is None and _ask_for_tracer else provider
+    return trace.get_tracer_provider() if _ask_for_tracer else trace._TRACER_PROVIDER  # pyright: ignore[reportPrivateUsage]
 
 
 def global_meter_provider() -> MeterProvider | None:
     """Return the global meter provider, if one has been set."""
-    provider: MeterProvider | None = getattr(_metrics, "_METER_PROVIDER", None)
-    return metrics.get_meter_provider() if provider is None and _ask_for_meter else provider
+    return metrics.get_meter_provider() if _ask_for_meter else _metrics._METER_PROVIDER  # pyright: ignore[reportPrivateUsage]
 
 
 class PerProvider(Generic[Provider, Made]):
@@ -39,13 +37,18 @@ class PerProvider(Generic[Provider, Made]):
     By identity: a provider need not be hashable, and two that are equal may export to different places.
     """
 
-    def __init__(self, make: Callable[[Provider], Made]) -> None:
+    def __init__(self, make: Callable[[Provider], Made], find: Callable[[], Provider | None]) -> None:
         self._make = make
+        self._find = find
         self._made: dict[int, tuple[weakref.ref[Provider], Made]] = {}
         self._lock = threading.RLock()
 
-    def get(self, provider: Provider) -> Made:
-        """Return the thing of a provider."""
+    def get(self, provider: Provider | None) -> Made | None:
+        """Return the thing of a provider, or of the global one; `None` as long as there is none."""
+        if provider is None:
+            provider = self._find()
+            if provider is None:
+                return None
         made = self._made.get(id(provider))
         return self._add(provider) if made is None else made[1]
 

@@ -5,6 +5,7 @@ import os
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from contextvars import Token
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from opentelemetry.util.types import AttributeValue
 from traced_tasks.finalizers import finalizers
 from traced_tasks.metrics import FunctionInstruments, instruments_of
 from traced_tasks.names import error_type, function_names
+from traced_tasks.options import TaskOptions
 from traced_tasks.providers import PerProvider, global_tracer_provider
 from traced_tasks.version import __version__
 
@@ -32,80 +34,83 @@ with suppress(ImportError):
 logger = logging.getLogger("traced_tasks")
 
 
-class TaskRun:
-    """One run of a task, from now until `end`: in the context that it captured, inside a span of its own, measured.
+Run = tuple["TracedBackgroundTask", float, Context, Token[Context] | None, Span | None, FunctionInstruments | None]
+"""The task, when it started, its context, the token to detach that (`None`: it is), its span, and what measures it."""
+
+
+def start(task: "TracedBackgroundTask") -> Run:
+    """Begin a run of a task: in the context that it captured, inside a span of its own, measured.
 
     An error of the telemetry itself is logged and goes no further.
     """
+    options = task.tracing
+    context = task.context
+    span: Span | None = None
+    measured: FunctionInstruments | None = None
+    name, function_name = function_names(task.func)
+    started_at = perf_counter()
+    try:
+        if _fastapi_key not in context:
+            context = _with_fastapi_data(context)
+        tracer = _tracer_of(options.tracer_provider)
+        if tracer is not None:
+            attributes: dict[str, AttributeValue] = {
+                "code.function.name": function_name,
+                "background_task.queue.duration": started_at - task.queued_at,
+            }
+            span = _start_span(tracer, options, name, context, attributes)
+            context = trace.set_span_in_context(span, context)
+        elif options.propagation_style != "child":
+            context = trace.set_span_in_context(INVALID_SPAN, context)
+    except Exception as error:
+        _log("The background task %s runs without a span, which could not be started.", task, error)
+    token = otel_context.attach(context)
+    try:
+        instruments = instruments_of(options.meter_provider)
+        if instruments is not None:
+            measured = instruments.of(function_name)
+            measured.start(started_at - task.queued_at)
+    except Exception as error:
+        _log("The start of the background task %s could not be measured.", task, error)
+    run = task, started_at, context, token, span, measured
+    if options.task_hook is not None:
+        try:
+            _call_hook(task, INVALID_SPAN if span is None else span)
+        except BaseException as error:  # which is not ours to stop, so the task will not run
+            end(run, error)
+            raise
+    return run
 
-    __slots__ = ("_context", "_instruments", "_span", "_started_at", "_task", "_token")
 
-    def __init__(self, task: "TracedBackgroundTask") -> None:
-        self._task = task
-        options = task.tracing
-        context = task.context
-        self._span: Span | None = None
-        self._instruments: FunctionInstruments | None = None
-        self._started_at = started_at = perf_counter()
-        try:
-            if _fastapi_key not in context:
-                context = _with_fastapi_data(context)
-            provider = global_tracer_provider() if options.tracer_provider is None else options.tracer_provider
-            if provider is not None:
-                queue_duration = started_at - task.queued_at
-                span = _start_span(provider, task, context, {"background_task.queue.duration": queue_duration})
-                self._span = span
-                context = trace.set_span_in_context(span, context)
-            elif options.propagation_style != "child":
-                context = trace.set_span_in_context(INVALID_SPAN, context)
-        except Exception as error:
-            _log("The background task %s runs without a span, which could not be started.", task, error)
-        self._context = context
-        self._token = otel_context.attach(context)
-        try:
-            instruments = instruments_of(options.meter_provider)
-            if instruments is not None:
-                self._instruments = instruments.of(function_names(task.func)[1])
-                self._instruments.start(started_at - task.queued_at)
-        except Exception as error:
-            _log("The start of the background task %s could not be measured.", task, error)
-        if options.task_hook is not None:
-            try:
-                _call_hook(task, INVALID_SPAN if self._span is None else self._span)
-            except BaseException as error:  # which is not ours to stop, so the task will not run
-                self.end(error)
-                raise
+def end(run: Run, exc: BaseException | None = None) -> None:
+    """End a run of a task, by its exception if there is one."""
+    task, started_at, _, token, span, measured = run
+    try:
+        if measured is not None:
+            measured.end(perf_counter() - started_at, None if exc is None else error_type(exc))
+    except Exception as error:
+        _log("The end of the background task %s could not be measured.", task, error)
+    try:
+        if exc is not None:
+            _record(exc, task, INVALID_SPAN if span is None else span)
+    except Exception as error:
+        _log("The failure of the background task %s could not be recorded.", task, error)
+    try:
+        if span is not None:
+            span.end()
+    except Exception as error:
+        _log("The span of the background task %s could not be ended.", task, error)
+    # Behind all that: an exception's log record and a measurement's exemplar refer to the span that is current.
+    if token is not None:
+        otel_context.detach(token)
 
-    def end(self, exc: BaseException | None = None) -> None:
-        """End the run, by the task's exception if there is one."""
-        if isinstance(exc, GeneratorExit):
-            # The coroutine was thrown away. Unlike any other end, this one may come in another context.
-            if otel_context.get_current() is self._context:
-                otel_context.detach(self._token)
-            finalizers(self._complete, exc)
-        else:
-            # With the span still current: an exception's log record and a measurement's exemplar refer to it.
-            self._complete(exc)
-            otel_context.detach(self._token)
 
-    def _complete(self, exc: BaseException | None) -> None:
-        task = self._task
-        try:
-            if self._instruments is not None:
-                error_name = None if exc is None else error_type(exc)
-                self._instruments.end(perf_counter() - self._started_at, error_name)
-        except Exception as error:
-            _log("The end of the background task %s could not be measured.", task, error)
-        try:
-            if exc is not None:
-                _record(exc, task, INVALID_SPAN if self._span is None else self._span)
-        except Exception as error:
-            _log("The failure of the background task %s could not be recorded.", task, error)
-        try:
-            if self._span is not None:
-                self._span.end()
-        except Exception as error:
-            _log("The span of the background task %s could not be ended.", task, error)
+def abandon(run: Run, exc: GeneratorExit) -> None:
+    """End a run whose coroutine was thrown away. Unlike any other end, this one may come in another context."""
+    task, started_at, context, token, span, measured = run
+    if token is not None and otel_context.get_current() is context:
+        otel_context.detach(token)
+    finalizers(end, (task, started_at, context, None, span, measured), exc)
 
 
 def _record(exc: BaseException, task: "TracedBackgroundTask", span: Span) -> None:
@@ -155,13 +160,16 @@ def report_lost(task: "TracedBackgroundTask", error: str, reason: str) -> None:
         reason: Why, in words for the developer of the application.
     """
     options = task.tracing
-    function_name = function_names(task.func)[1]
+    name, function_name = function_names(task.func)
     with suppress(Exception):  # of a log handler: there is no one left to tell
         logger.warning("The background task %s was %s: %s.", function_name, error, reason)
     try:
-        provider = trace.get_tracer_provider() if options.tracer_provider is None else options.tracer_provider
-        queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
-        span = _start_span(provider, task, task.context, {"error.type": error}, queued_at)
+        tracer = _tracer_of(options.tracer_provider)
+        span: Span = INVALID_SPAN
+        if tracer is not None:
+            attributes: dict[str, AttributeValue] = {"code.function.name": function_name, "error.type": error}
+            queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
+            span = _start_span(tracer, options, name, task.context, attributes, queued_at)
         span.set_attribute("error.type", error)  # also if the options have one
         if options.task_hook is not None:
             try:
@@ -191,14 +199,13 @@ def log_failures(failures: Sequence[Exception], error: BaseException) -> None:
 
 
 def _start_span(
-    provider: TracerProvider,
-    task: "TracedBackgroundTask",
+    tracer: Tracer,
+    options: TaskOptions,
+    name: str,
     context: Context,
     attributes: dict[str, AttributeValue],
     start_time: int | None = None,
 ) -> Span:
-    options = task.tracing
-    name, attributes["code.function.name"] = function_names(task.func)
     if options.attributes:
         attributes.update(options.attributes)
     links = options.links
@@ -211,7 +218,7 @@ def _start_span(
         context = trace.set_span_in_context(INVALID_SPAN, context)
     if options.span_kind is not None:
         kind = options.span_kind
-    return _tracer_of(provider).start_span(
+    return tracer.start_span(
         name if options.span_name is None else options.span_name, context, kind, attributes, links, start_time
     )
 
@@ -220,7 +227,7 @@ def _make_tracer(provider: TracerProvider) -> Tracer:
     return provider.get_tracer("traced_tasks", __version__)
 
 
-_tracer_of = PerProvider(_make_tracer).get
+_tracer_of = PerProvider(_make_tracer, global_tracer_provider).get
 
 
 def _with_fastapi_data(context: Context) -> Context:

@@ -476,6 +476,47 @@ async def test_no_thread_to_be_had(spans: Spans, monkeypatch: pytest.MonkeyPatch
     assert lost(spans) == {"notify": "dropped", "print": "dropped"}
 
 
+async def test_a_hook_that_adds_a_task_for_a_lost_one(spans: Spans) -> None:
+    """What a hook adds while the losses of its queue are reported is not lost as well, or that would never end."""
+    replaced: list[object] = []
+
+    def replace(span: trace.Span, task: TracedBackgroundTask) -> None:
+        if task.func is not fail and len(replaced) < 3:
+            replaced.append(task.func)
+            queue.add_task(print, "instead")
+
+    queue = TracedBackgroundTasks(tracing=TaskTracing(task_hook=replace))
+    queue.add_task(fail)
+    queue.add_task(notify)
+
+    with suppress(ValueError):
+        await queue()
+
+    assert replaced == [notify]
+    assert lost(spans) == {"notify": "skipped"}
+    await queue.tasks.pop()()
+
+
+async def test_a_cancelled_plain_queue_in_the_queue(spans: Spans) -> None:
+    """Of a plain queue in the queue, those are lost that did not run, and each once."""
+    with anyio.CancelScope() as scope:
+
+        async def cancel() -> None:
+            scope.cancel()
+            await anyio.sleep(1)
+
+        plain = BackgroundTasks([BackgroundTask(notify), BackgroundTask(cancel), BackgroundTask(print)])
+        await TracedBackgroundTasks([plain, BackgroundTask(fail)])()
+
+    assert [span.name.removeprefix("background_task ") for span in spans.tasks()] == [
+        "notify",
+        "cancel",
+        "print",
+        "fail",
+    ]
+    assert lost(spans) == {"print": "skipped", "fail": "skipped"}
+
+
 async def test_a_plain_queue_in_the_queue_that_grows(spans: Spans) -> None:
     """What is added to a plain queue after it was put into the queue runs, as it would without tracing."""
     inner = BackgroundTasks()

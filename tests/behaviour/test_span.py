@@ -69,6 +69,19 @@ class Proxy:
     def __call__(self) -> None: ...
 
 
+class Nameless(type):
+    """Its classes refuse to tell their names."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__name__", "__qualname__"):
+            raise RuntimeError
+        return super().__getattribute__(name)
+
+
+class Secret(metaclass=Nameless):
+    def __call__(self) -> None: ...
+
+
 def local() -> Callable[[], None]:
     def inner() -> None: ...
 
@@ -92,6 +105,7 @@ NAMES: list[tuple[Callable[[], Any], str, str]] = [
     (Proxy(), "Proxy", "tests.behaviour.test_span.Proxy"),
     (functools.partial(functools.partial(print, 1), 2), "print", "builtins.print"),
     (functools.partial(Mailer().send), "Mailer.send", "tests.behaviour.test_span.Mailer.send"),
+    (Secret(), "Secret", "Secret"),
     ([].copy, "list.copy", "list.copy"),
     (Mock(), "Mock", "unittest.mock.Mock"),
     (AsyncMock(), "AsyncMock", "unittest.mock.AsyncMock"),

@@ -1,8 +1,15 @@
 """By hand, with Starlette alone."""
 
-from collections.abc import Callable
+import asyncio
+import functools
+import inspect
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import httpx
+import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -32,6 +39,79 @@ async def test_a_task(connect: Callable[[ASGIApp], httpx.AsyncClient], spans: Sp
 
     assert ran == [42]
     assert [span.name for span in spans.tasks()] == ["background_task notify"]
+
+
+def sync(user_id: int, *, ran: list[int]) -> None:
+    ran.append(user_id)
+
+
+def marked(user_id: int, *, ran: list[int]) -> Coroutine[Any, Any, None]:
+    return notify(user_id, ran=ran)
+
+
+if mark := getattr(inspect, "markcoroutinefunction", None):
+    mark(marked)
+else:  # Python 3.11
+    marked._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+
+
+@functools.wraps(notify)
+def wrapper(user_id: int, *, ran: list[int]) -> None:
+    sync(user_id, ran=ran)
+
+
+@functools.wraps(sync)
+async def async_wrapper(user_id: int, *, ran: list[int]) -> None:
+    await notify(user_id, ran=ran)
+
+
+@types.coroutine
+def generator_based(user_id: int, *, ran: list[int]) -> Any:
+    yield from notify(user_id, ran=ran).__await__()
+
+
+async def async_generator(user_id: int, *, ran: list[int]) -> AsyncIterator[None]:
+    yield None
+
+
+class Mailer:
+    async def send(self, user_id: int, *, ran: list[int]) -> None:
+        await notify(user_id, ran=ran)
+
+    async def __call__(self, user_id: int, *, ran: list[int]) -> None:
+        await self.send(user_id, ran=ran)
+
+
+@pytest.mark.parametrize(
+    "func",
+    [
+        notify,
+        sync,
+        marked,
+        wrapper,
+        async_wrapper,
+        generator_based,
+        async_generator,
+        functools.partial(notify),
+        functools.partial(sync),
+        Mailer().send,
+        Mailer(),
+        Mailer,
+        lambda user_id, *, ran: notify(user_id, ran=ran),
+        print,
+        Mock(),
+        AsyncMock(),
+    ],
+    ids=lambda func: getattr(func, "__name__", type(func).__name__),
+)
+def test_whether_it_is_awaited(func: Callable[..., Any]) -> None:
+    """A task is awaited, or called in a thread, as Starlette's is."""
+    queue = TracedBackgroundTasks()
+    queue.add_task(func, 42, ran=[])
+
+    assert [task.is_async for task in (*queue.tasks, TracedBackgroundTask(func, 42, ran=[]))] == [
+        BackgroundTask(func, 42, ran=[]).is_async
+    ] * 2
 
 
 async def test_a_queue(connect: Callable[[ASGIApp], httpx.AsyncClient], spans: Spans) -> None:

@@ -62,6 +62,20 @@ async def test_a_lost_task(spans: Spans, caplog: pytest.LogCaptureFixture, momen
     assert failure.getMessage() == "The loss of the background task builtins.print could not be traced."
 
 
+async def test_a_task_that_does_not_know_since_when_it_waits(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """A task with a queue time that is none runs, without a span and a measurement of it."""
+    ran: list[int] = []
+    task = TracedBackgroundTask(ran.append, 42)
+    task.queued_at = None  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+
+    await task()
+
+    assert ran == [42]
+    assert [record.getMessage() for record in caplog.records] == [
+        "The background task list.append runs without a span, which could not be started."
+    ]
+
+
 @pytest.mark.parametrize("record_exception", [True, False])
 async def test_the_log_keeps_the_tasks_secret(
     spans: Spans, caplog: pytest.LogCaptureFixture, record_exception: bool
