@@ -37,8 +37,8 @@ class Effort(NamedTuple):
     """Of each burst of requests."""
 
 
-FULL = Effort(processes=7, rounds=200, seconds=1.0)
-SHORT = Effort(processes=1, rounds=2, seconds=0.1)
+FULL = Effort(processes=7, rounds=200, seconds=0.1)
+SHORT = Effort(processes=1, rounds=2, seconds=0.05)
 
 
 class Figure(NamedTuple):

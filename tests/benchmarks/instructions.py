@@ -1,7 +1,7 @@
-"""Instructions a task takes, by valgrind's callgrind: what a busy machine cannot blur.
+"""Instructions that a task or a request takes, by valgrind's callgrind: what a busy machine cannot blur.
 
-`python -m tests.benchmarks.instructions CONFIGURATION PEER TASKS` is what valgrind runs, twice: the difference between
-two numbers of tasks leaves out the start of Python.
+`python -m tests.benchmarks.instructions WHAT PEER TIMES` is what valgrind runs, twice: the difference between two
+numbers of times leaves out the start of Python.
 """
 
 import asyncio
@@ -12,46 +12,51 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
-from tests.benchmarks.harness import SUBJECT
-from tests.benchmarks.tasks import BARE, CONFIGURATIONS, CONTRIB, FASTAPI, PLAIN, TASKS, block, configure, peers
+from tests.benchmarks import requests, tasks
+from tests.benchmarks.harness import SUBJECT, Block
+from tests.benchmarks.tasks import BARE, CONFIGURATIONS, CONTRIB, FASTAPI, PLAIN, configure, peers
 
-PEERS = (SUBJECT, PLAIN, BARE, FASTAPI, CONTRIB)
-COUNTED = ("tracing", "off", "metrics", "unsampled")
-FEW, MANY = 1_000, 3_000
+TASK = (SUBJECT, PLAIN, BARE, FASTAPI, CONTRIB)
+REQUEST = (SUBJECT, *(peer for peer in requests.APPS if peer != SUBJECT))
+COUNTED = {
+    **{name: (CONFIGURATIONS[name].title, TASK) for name in ("tracing", "off", "metrics", "unsampled")},
+    "request-off": ("a request, one task, telemetry off", REQUEST),
+    "request-tracing": ("a request, one task, SDK tracing and operation_spans", REQUEST),
+}
+FEW, MANY = 400, 1_200
 
 
 def table() -> Table:
     """Count all, and return the table."""
-    drawn = Table("", "instructions of a task", "traced-tasks against it", title="What a task takes")
-    both = list(product(COUNTED, PEERS))
+    drawn = Table("", "instructions", "traced-tasks against it", title="What a task takes, and a request")
+    both = [(name, peer) for name, (_, each) in COUNTED.items() for peer in each]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        counts = dict(zip(both, threads.map(lambda each: count(*each), both), strict=True))
-    for name in COUNTED:
+        counts = dict(zip(both, threads.map(lambda counted: count(*counted), both), strict=True))
+    for name, (title, each) in COUNTED.items():
         drawn.add_section()
-        drawn.add_row(CONFIGURATIONS[name].title, style="bold")
-        for peer in PEERS:
+        drawn.add_row(title, style="bold")
+        for peer in each:
             own, others = counts[name, SUBJECT], counts[name, peer]
             drawn.add_row(f"  {peer}", f"{others:,.0f}", f"{own / others:.3f}")
     return drawn
 
 
-def count(configuration: str, peer: str) -> float:
-    """Return the instructions of a task."""
-    _run((), configuration, peer, 0)  # so that no later one has anything to compile
-    few, many = (_total(configuration, peer, tasks) for tasks in (FEW, MANY))
+def count(what: str, peer: str) -> float:
+    """Return the instructions of a task, or of a request."""
+    _run((), what, peer, FEW)  # so that no later one has anything to compile
+    few, many = (_total(what, peer, times) for times in (FEW, MANY))
     return (many - few) / (MANY - FEW)
 
 
-def _total(configuration: str, peer: str, tasks: int) -> int:
+def _total(what: str, peer: str, times: int) -> int:
     with TemporaryDirectory() as folder:
         output = Path(folder, "callgrind")
-        _run(("valgrind", "--tool=callgrind", f"--callgrind-out-file={output}"), configuration, peer, tasks)
+        _run(("valgrind", "--tool=callgrind", f"--callgrind-out-file={output}"), what, peer, times)
         total = re.search(r"^(?:summary|totals): (\d+)", output.read_text(), re.MULTILINE)
         assert total
         return int(total[1])
@@ -63,15 +68,22 @@ def _run(under: Sequence[str], *arguments: object) -> None:
     subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
 
 
-async def _measured(name: str, peer: str, tasks: int) -> None:
+async def _block(what: str, peer: str) -> tuple[Block, int]:
+    """Return a measurement, and how many tasks or requests are in it."""
+    if what.startswith("request"):
+        configure(CONFIGURATIONS[what.removeprefix("request-")])
+        return requests.block(requests.APPS[peer]), requests.REQUESTS
+    configure(CONFIGURATIONS[what])
+    queue, context = (await peers(CONFIGURATIONS[what]))[peer]
+    return tasks.block(queue, CONFIGURATIONS[what].func, context), tasks.TASKS
+
+
+async def _measured(what: str, peer: str, times: int) -> None:
     """Be the process whose instructions are counted."""
-    configuration = CONFIGURATIONS[name]
-    configure(configuration)
-    queue, context = (await peers(configuration))[peer]
-    measure = block(queue, configuration.func, context)
+    measure, together = await _block(what, peer)
     gc.collect()
     gc.disable()
-    for _ in range(tasks // TASKS):
+    for _ in range(times // together):
         await measure()
 
 

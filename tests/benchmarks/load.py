@@ -1,10 +1,6 @@
-"""A load generator, where there is no wrk: `python -m tests.benchmarks.load PORT PATH SECONDS CONNECTIONS`.
-
-It does next to nothing with an answer, so that it takes less of the machine than the server.
-"""
+"""A load generator, which does next to nothing with an answer, so that it takes less of the machine than the server."""
 
 import asyncio
-import sys
 from time import perf_counter
 
 
@@ -31,8 +27,8 @@ class Client(asyncio.Protocol):
             self.failures += 1
 
 
-async def load(port: int, path: str, seconds: float, connections: int) -> None:
-    """Ask for some seconds, and print the requests per second."""
+async def load(port: int, path: str, seconds: float, connections: int) -> float:
+    """Ask for some seconds, and return the requests per second."""
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     loop = asyncio.get_running_loop()
     clients = [Client(request) for _ in range(connections)]
@@ -44,8 +40,4 @@ async def load(port: int, path: str, seconds: float, connections: int) -> None:
     assert not any(client.failures for client in clients)
     for client in clients:
         client.transport.abort()
-    print(f"Requests/sec: {answers / seconds}")
-
-
-if __name__ == "__main__":
-    asyncio.run(load(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])))
+    return answers / seconds

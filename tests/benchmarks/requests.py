@@ -66,6 +66,9 @@ async def notify_traced(tasks: TracedBackgroundTasks) -> None:
     tasks.add_task(notify, 42)
 
 
+APPS = {"BackgroundTasks": plain, DEPENDENCY: dependency, SUBJECT: traced}
+
+
 def block(app: FastAPI) -> Block:
     """Return the measurement of an app: the seconds of a request."""
 
@@ -80,8 +83,7 @@ def block(app: FastAPI) -> Block:
 
 async def measure(rounds: int) -> Rounds:
     """Measure the requests in this process."""
-    apps = {"BackgroundTasks": plain, DEPENDENCY: dependency, SUBJECT: traced}
-    return await interleave({name: block(app) for name, app in apps.items()}, rounds)
+    return await interleave({name: block(app) for name, app in APPS.items()}, rounds)
 
 
 def row(processes: Processes) -> Row:

@@ -1,33 +1,40 @@
-"""Requests per second, end to end: real uvicorn, and a load generator in a process of its own.
+"""Requests per second, end to end: real uvicorn in a process of its own, and a load generator in this one.
 
 One server has all the apps, under FastAPI's own telemetry with `operation_spans` on, and is asked in short bursts, in
 turns. `python -m tests.benchmarks.throughput KIND SECONDS ROUNDS` starts it, and measures the apps of a kind of tasks.
 """
 
-import re
-import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import uvicorn
-from fastapi import BackgroundTasks, FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI
 from starlette.types import Receive, Scope, Send
 
 from tests.benchmarks.bare import notify, notify_sync
 from tests.benchmarks.harness import SUBJECT, Block, Figure, Processes, Rounds, Row, interleave, report
+from tests.benchmarks.load import load
+from tests.benchmarks.requests import the_queue
 from tests.benchmarks.tasks import CONFIGURATIONS, configure
 from traced_tasks import TracedBackgroundTasks
 
 FASTAPI = "BackgroundTasks, operation_spans"
+DEPENDENCY = "the same, by a dependency that takes it"
 CONNECTIONS = 16
 KINDS = ("async", "sync")
 
 
 async def plain_async(tasks: BackgroundTasks) -> None:
     """Add an async task to FastAPI's queue."""
+    tasks.add_task(notify, 42)
+
+
+async def dependency_async(tasks: Annotated[BackgroundTasks, Depends(the_queue)]) -> None:
+    """Add an async task to FastAPI's queue, which a dependency gives."""
     tasks.add_task(notify, 42)
 
 
@@ -41,6 +48,11 @@ async def plain_sync(tasks: BackgroundTasks) -> None:
     tasks.add_task(notify_sync, 42)
 
 
+async def dependency_sync(tasks: Annotated[BackgroundTasks, Depends(the_queue)]) -> None:
+    """Add a sync task to FastAPI's queue, which a dependency gives."""
+    tasks.add_task(notify_sync, 42)
+
+
 async def traced_sync(tasks: TracedBackgroundTasks) -> None:
     """Add a sync task to the traced queue."""
     tasks.add_task(notify_sync, 42)
@@ -48,7 +60,7 @@ async def traced_sync(tasks: TracedBackgroundTasks) -> None:
 
 # An app for each, since a route is the slower to find, the later it stands.
 apps: dict[str, FastAPI] = {}
-for handler in (plain_async, traced_async, plain_sync, traced_sync):
+for handler in (plain_async, dependency_async, traced_async, plain_sync, dependency_sync, traced_sync):
     path = f"/{handler.__name__}"
     apps[path] = FastAPI()
     apps[path].get(path)(handler)
@@ -83,18 +95,9 @@ def serve(fd: int) -> None:
 
 def burst(port: int, path: str, seconds: float) -> Block:
     """Return the measurement of a path: the requests per second."""
-    command = [sys.executable, "-m", "tests.benchmarks.load", str(port), path, str(seconds), str(CONNECTIONS)]
-    wrk = shutil.which("wrk")
-    if wrk and seconds >= 1:  # it counts in whole seconds
-        address = f"http://127.0.0.1:{port}{path}"
-        command = [wrk, "--threads=1", f"--connections={CONNECTIONS}", f"--duration={seconds:.0f}s", address]
 
     async def measure() -> float:
-        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: ASYNC221
-        found = re.search(r"Requests/sec: *([\d.]+)", output)
-        assert found, output
-        assert "Non-2xx" not in output, output
-        return float(found[1])
+        return await load(port, path, seconds, CONNECTIONS)
 
     return measure
 
@@ -105,6 +108,7 @@ async def measure(kind: str, seconds: float, rounds: int) -> Rounds:
         return await interleave(
             {
                 FASTAPI: burst(port, f"/plain_{kind}", seconds),
+                DEPENDENCY: burst(port, f"/dependency_{kind}", seconds),
                 SUBJECT: burst(port, f"/traced_{kind}", seconds),
             },
             rounds,
