@@ -32,7 +32,7 @@ def _attribute_value(value: AttributeValue) -> AttributeValue:
 
 
 def _links(links: Any) -> Any:
-    return (*links,) if type(links) is list else links
+    return (*links,) if isinstance(links, list) else links
 
 
 def _task_hook(hook: Any) -> Any:
