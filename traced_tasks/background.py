@@ -181,8 +181,8 @@ class TracedBackgroundTasks(BackgroundTasks):
         Raises:
             TypeError: `func` is not callable.
         """
-        # Not super().add_task(): ddtrace patches it to add a span. And not by the class, which would take the arguments
-        # apart once more.
+        # Not super().add_task(): ddtrace patches it to add a span. And not by calling the class, which would take the
+        # arguments apart once more: 0.2 us of 0.6 us.
         task = object.__new__(TracedBackgroundTask)
         task._capture(func, args, kwargs, self.tracing)  # pyright: ignore[reportPrivateUsage]
         self.tasks.append(task)

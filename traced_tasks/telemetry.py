@@ -34,6 +34,7 @@ with suppress(ImportError):
 logger = logging.getLogger("traced_tasks")
 
 
+# To make an object of a class of one's own takes 0.1 us longer, of 1.8 us without an SDK.
 Run = tuple["TracedBackgroundTask", float, Context, Token[Context] | None, Span | None, FunctionInstruments | None]
 """The task, when it started, its context, the token to detach that (`None`: it is), its span, and what measures it."""
 

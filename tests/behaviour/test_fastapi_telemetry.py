@@ -1,13 +1,16 @@
 """Beside the telemetry that FastAPI itself has since 0.142."""
 
+from collections.abc import Callable
+
 import pytest
 from fastapi import FastAPI
 from fastapi.telemetry import get_telemetry_data
 from httpx import AsyncClient
 from opentelemetry import context
+from starlette.types import ASGIApp
 
 from tests.conftest import Spans, is_child
-from traced_tasks import TracedBackgroundTasks
+from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
 from traced_tasks.options import PropagationStyle
 
 
@@ -46,3 +49,26 @@ async def test_telemetry_data(
     await client.get("/checkout")
 
     assert paths == ["/checkout"]
+
+
+async def test_telemetry_data_of_an_excluded_request(
+    app: FastAPI, client: AsyncClient, connect: Callable[[ASGIApp], AsyncClient], spans: Spans
+) -> None:
+    """A task of a request that FastAPI does not trace gets no data of the traced request in which it happens to run."""
+    excluded = FastAPI(telemetry={"exclude": lambda scope: True})
+    tasks: list[TracedBackgroundTask] = []
+    seen: list[object] = []
+
+    @excluded.get("/")
+    async def make() -> None:
+        tasks.append(TracedBackgroundTask(lambda: seen.append(get_telemetry_data())))
+
+    @app.get("/")
+    async def run() -> None:
+        assert get_telemetry_data() is not None
+        await tasks.pop()()
+
+    await connect(excluded).get("/")
+    await client.get("/")
+
+    assert seen == [None]

@@ -1,4 +1,4 @@
-"""What traced-tasks costs, beside its peers: `uv run --with ddtrace python -m tests.benchmarks`, in about five minutes.
+"""What traced-tasks costs, beside its peers: `uv run --with ddtrace python -m tests.benchmarks`, in about six minutes.
 
 It needs no network, and a machine with nothing else to do. ddtrace is measured where it is installed.
 """

@@ -26,6 +26,10 @@ class Client(asyncio.Protocol):
         elif not data.startswith(b"HTTP/1.1 200"):
             self.failures += 1
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        self.failures += 1
+
 
 async def load(port: int, path: str, seconds: float, connections: int) -> float:
     """Ask for some seconds, and return the requests per second."""
