@@ -1,15 +1,17 @@
 import gc
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -18,7 +20,7 @@ from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 from starlette.types import ASGIApp
 
-from traced_tasks.finalizers import finalizers
+from traced_tasks._lost import reporter
 
 HAS_TELEMETRY = find_spec("fastapi.telemetry") is not None  # since FastAPI 0.142
 
@@ -82,6 +84,7 @@ class Spans:
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
 
     def __call__(self) -> list[ReadableSpan]:
+        reporter.flush(10)
         return list(self.exporter.get_finished_spans())
 
     def tasks(self) -> list[ReadableSpan]:
@@ -94,21 +97,48 @@ class Spans:
         return span
 
 
+class Metrics:
+    """What was measured so far."""
+
+    def __init__(self) -> None:
+        self.reader = InMemoryMetricReader()
+        self.provider = MeterProvider([self.reader])
+
+    def __getitem__(self, name: str) -> Any:
+        """The metric with this name, if there is one."""
+        data = self.reader.get_metrics_data()
+        found = [
+            metric
+            for resource in (data.resource_metrics if data else [])
+            for scope in resource.scope_metrics
+            if scope.scope.name == "traced_tasks"
+            for metric in scope.metrics
+            if metric.name == name
+        ]
+        return found[0] if found else None
+
+    def points(self, name: str) -> dict[str, Any]:
+        """The data points of the metric, by function."""
+        metric = self[name]
+        return {point.attributes["code.function.name"]: point for point in metric.data.data_points} if metric else {}
+
+    def active(self) -> dict[str, int]:
+        return {name: point.value for name, point in self.points("background_task.active").items()}
+
+    def waiting(self) -> dict[str, int]:
+        return {name: point.value for name, point in self.points("background_task.waiting").items()}
+
+    def lost(self) -> dict[tuple[str, str], int]:
+        """How many were lost, by function and `error.type`."""
+        metric = self["background_task.lost"]
+        points = metric.data.data_points if metric else []
+        return {(each.attributes["code.function.name"], each.attributes["error.type"]): each.value for each in points}
+
+
 def collect_garbage() -> None:
     """Collect garbage, and wait until what was lost in it is reported."""
     gc.collect()
-    asked, reported = threading.Event(), threading.Event()
-
-    def ask(phase: str, info: dict[str, int]) -> None:
-        if phase == "start":  # behind what earlier collections have put there
-            finalizers(reported.set)
-            asked.set()
-
-    gc.callbacks.append(ask)
-    while not asked.is_set():
-        gc.collect()  # nothing, if another thread is collecting
-    gc.callbacks.remove(ask)
-    assert reported.wait(10)
+    reporter.flush(10)
 
 
 def scope(span: ReadableSpan) -> str:
@@ -132,6 +162,15 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", recorded.provider)
     yield recorded
     recorded.provider.shutdown()
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics]:
+    """What a fresh global meter provider measures."""
+    measured = Metrics()
+    monkeypatch.setattr(metrics._internal, "_METER_PROVIDER", measured.provider)
+    yield measured
+    measured.provider.shutdown()
 
 
 @pytest.fixture

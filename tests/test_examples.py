@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message
 
 from tests.conftest import Spans, is_child, scope
 from traced_tasks import TaskTracing
-from traced_tasks.background import TracedBackgroundTasks
+from traced_tasks._background import TracedBackgroundTasks
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "examples"

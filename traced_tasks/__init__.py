@@ -7,8 +7,8 @@ async def checkout(tasks: TracedBackgroundTasks):
 ```
 """
 
-from traced_tasks.background import TracedBackgroundTask
-from traced_tasks.dependency import TaskTracing, TracedBackgroundTasks
-from traced_tasks.version import __version__
+from traced_tasks._background import TracedBackgroundTask
+from traced_tasks._dependency import TaskTracing, TracedBackgroundTasks
+from traced_tasks._version import __version__
 
 __all__ = ["TaskTracing", "TracedBackgroundTask", "TracedBackgroundTasks", "__version__"]

@@ -2,7 +2,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from traced_tasks import TaskTracing, TracedBackgroundTask
-from traced_tasks.background import TracedBackgroundTasks
+from traced_tasks._background import TracedBackgroundTasks
 
 app = FastAPI()
 

@@ -1,6 +1,6 @@
 from fastapi import FastAPI
 
-from traced_tasks.background import TracedBackgroundTasks
+from traced_tasks._background import TracedBackgroundTasks
 
 app = FastAPI()
 

@@ -9,7 +9,7 @@ from opentelemetry import context
 
 from tests.conftest import Spans, is_child
 from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks.options import PropagationStyle
+from traced_tasks._options import PropagationStyle
 
 
 async def test_the_parent_is_the_operation(app: FastAPI, client: AsyncClient, spans: Spans) -> None:

@@ -182,7 +182,7 @@ async def test_a_provider_that_is_shut_down(spans: Spans, caplog: pytest.LogCapt
 
     assert ran == [1]
     assert "notify was skipped" in caplog.text
-    assert [record.levelno for record in caplog.records if record.name == "traced_tasks"] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records if record.name == "traced_tasks"] == [logging.WARNING] * 2
 
 
 class BrokenSampler(Sampler):
@@ -244,11 +244,12 @@ async def test_a_span_that_cannot_start(
     assert caught.value.__context__ is None
     assert context.get_current() == before
     prefix = "The background task tests.behaviour.test_faults."
-    assert [record.getMessage().removeprefix(prefix) for record in caplog.records] == [
+    assert [record.getMessage().removeprefix(prefix).partition(" after ")[0] for record in caplog.records] == [
         "test_a_span_that_cannot_start.<locals>.look runs without a span, which could not be started.",
         "fail runs without a span, which could not be started.",
-        "notify was skipped: tests.behaviour.test_faults.fail, before it in the queue, failed with ValueError.",
+        "fail failed with ValueError",
         "The loss of the background task tests.behaviour.test_faults.notify could not be traced.",
+        "notify was skipped: tests.behaviour.test_faults.fail, before it in the queue, failed with ValueError.",
     ]
 
 
@@ -292,13 +293,16 @@ async def test_a_hook_that_ends_the_program(spans: Spans, error: type[BaseExcept
         raise error
 
     before = context.get_current()
+
+    async def async_notify() -> None: ...
+
     tasks = TracedBackgroundTasks(tracing=TaskTracing(task_hook=stop))
-    tasks.add_task(notify)
+    tasks.add_task(async_notify)
 
     assert type(await outcome(tasks)) is error
 
     assert context.get_current() == before
-    assert told(spans) == [("notify", error.__name__)]
+    assert told(spans) == [("async_notify", error.__name__)]
 
 
 def checkpoints(order: list[str]) -> Callable[[Any], None]:
@@ -526,7 +530,8 @@ async def test_a_task_that_raises(spans: Spans, error: BaseException, sync: bool
     assert ran == []
     (name, error_type), lost = told(spans)
     assert name == ("raise_it" if sync else "async_raise_it")
-    assert str(error_type).endswith(type(traced).__name__)
+    # What it raised itself, also where anyio makes something else of it.
+    assert str(error_type).endswith(type(error if sync else traced).__name__)
     assert lost == ("list.append", "skipped")
     assert all(span.status.status_code is StatusCode.ERROR for span in spans.tasks())
     if not isinstance(error, UnspeakableError):
@@ -789,6 +794,32 @@ def test_a_fork_after_import(processor: str) -> None:
 
     assert (code, complaints) == (0, "")
     assert sorted(lines) == ["child one None", "child two None", "parent before None", "parent three None"]
+
+
+def test_a_fork_in_a_task_that_goes_on() -> None:
+    """A task that forks and goes on in both processes ends in both, and what runs is counted right in both."""
+    code, lines, complaints = run_program("""
+        import asyncio, os
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from traced_tasks import TaskTracing, TracedBackgroundTasks
+
+        async def fork():
+            pids.append(os.fork())
+
+        pids, reader = [], InMemoryMetricReader()
+        tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=MeterProvider([reader])))
+        tasks.add_task(fork)
+        asyncio.run(tasks())
+        if pids[0]:
+            os.waitpid(pids[0], 0)
+        scope = reader.get_metrics_data().resource_metrics[0].scope_metrics[0]
+        counts = [p.value for m in scope.metrics if m.name == "background_task.active" for p in m.data.data_points]
+        print("parent" if pids[0] else "child", counts, flush=True)
+    """)
+
+    assert (code, complaints) == (0, "")
+    assert lines == ["child [0]", "parent [0]"]
 
 
 @pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)", "del tasks"])

@@ -1,64 +1,27 @@
-"""The four instruments."""
+"""The five instruments."""
 
 import asyncio
+import gc
+import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from httpx import AsyncClient
-from opentelemetry import metrics
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.semconv.schemas import Schemas
 from starlette.background import BackgroundTask
 
-from tests.conftest import Spans
+from tests.conftest import Metrics, Spans
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks.metrics import instruments_of
-
-
-class Metrics:
-    """What was measured so far."""
-
-    def __init__(self) -> None:
-        self.reader = InMemoryMetricReader()
-        self.provider = MeterProvider([self.reader])
-
-    def __getitem__(self, name: str) -> Any:
-        """The metric with this name, if there is one."""
-        data = self.reader.get_metrics_data()
-        found = [
-            metric
-            for resource in (data.resource_metrics if data else [])
-            for scope in resource.scope_metrics
-            if scope.scope.name == "traced_tasks"
-            for metric in scope.metrics
-            if metric.name == name
-        ]
-        return found[0] if found else None
-
-    def points(self, name: str) -> dict[str, Any]:
-        """The data points of the metric, by function."""
-        metric = self[name]
-        return {point.attributes["code.function.name"]: point for point in metric.data.data_points} if metric else {}
-
-    def active(self) -> dict[str, int]:
-        return {name: point.value for name, point in self.points("background_task.active").items()}
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics]:
-    """What a fresh global meter provider measures."""
-    measured = Metrics()
-    monkeypatch.setattr(metrics._internal, "_METER_PROVIDER", measured.provider)
-    yield measured
-    measured.provider.shutdown()
 
 
 async def nap() -> None:
@@ -150,16 +113,6 @@ def test_active_in_many_threads(measured: Metrics) -> None:
     assert measured.points("background_task.duration")["builtins.str"].count == 1000
 
 
-async def test_a_task_that_goes_on_in_a_forked_process(measured: Metrics) -> None:
-    """A task that was running when its process was forked off ends there without being counted."""
-    of_provider = instruments_of(None)
-    assert of_provider is not None
-
-    await TracedBackgroundTask(of_provider.forget_active)()
-
-    assert measured.active() == {}
-
-
 def test_the_first_tasks_in_many_threads() -> None:
     """Threads that use a provider for the first time at the same moment share one set of instruments."""
 
@@ -213,43 +166,44 @@ async def test_a_provider_that_raises(caplog: pytest.LogCaptureFixture, monkeypa
     provider = Metrics().provider
     tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=provider))
     ran: list[int] = []
-    tasks.add_task(ran.append, 1)
-    del tasks.tasks[0:0]
 
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("meter broke")
 
     monkeypatch.setattr(provider, "get_meter", broken)
+    tasks.add_task(ran.append, 1)
     await tasks()
     tasks.add_task(ran.append, 2)
     tasks.tasks.pop()
 
     assert ran == [1]
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
-        "The start of the background task list.append could not be measured.",
-        "The loss of the background task list.append could not be measured.",
-    ]
+        "The background task list.append cannot be measured."
+    ] * 2
     provider.shutdown()
 
 
 async def test_an_instrument_that_raises(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instrument that raises at the end of a task is logged, and the task is active no longer."""
+    """Instruments that raise are logged, and cost the task nothing; it is active no longer when it has ended."""
     own = Metrics()
-    tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=own.provider))
-    tasks.add_task(print)
 
     def broken(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("histogram broke")
+        raise RuntimeError("instrument broke")
 
-    of_provider = instruments_of(own.provider)
-    assert of_provider is not None
-    monkeypatch.setattr(of_provider.duration, "record", broken)
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=own.provider))
+    ran: list[int] = []
+    tasks.add_task(ran.append, 1)
+    monkeypatch.setattr(Histogram, "record", broken)
+    monkeypatch.setattr(Counter, "add", broken)
     await tasks()
+    tasks.add_task(ran.append, 2)
+    tasks.tasks.pop()
 
-    assert [record.getMessage() for record in caplog.records] == [
-        "The end of the background task builtins.print could not be measured."
+    assert ran == [1]
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        f"The {what} of the background task list.append could not be measured." for what in ("start", "end", "loss")
     ]
-    assert own.active() == {"builtins.print": 0}
+    assert own.active() == {"list.append": 0}
     own.provider.shutdown()
 
 
@@ -277,5 +231,145 @@ def test_a_provider_that_is_set_late() -> None:
         "background_task.active 0",
         "background_task.duration 2",
         "background_task.queue.duration 2",
+        "background_task.waiting 0",
     ]
     assert done.stderr == ""
+
+
+async def test_waiting(app: FastAPI, client: AsyncClient, measured: Metrics) -> None:
+    """`background_task.waiting` is the number of tasks that were added, have not started and are not lost."""
+    seen: list[int] = []
+
+    def look() -> None:
+        (count,) = measured.waiting().values()
+        seen.append(count)
+
+    @app.get("/")
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        for _ in range(3):
+            tasks.add_task(look)
+        look()
+
+    @app.get("/lost")
+    async def lost(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(look)
+        look()
+        raise HTTPException(402)
+
+    await client.get("/")
+    await client.get("/lost")
+    gc.collect()
+    look()
+
+    assert seen == [3, 2, 1, 0, 1, 0]
+    assert measured["background_task.waiting"].unit == "{task}"
+    assert not measured["background_task.waiting"].data.is_monotonic
+
+
+def make_function(number: int) -> Callable[[], None]:
+    def made() -> None: ...
+
+    made.__qualname__ = f"made_{number}"
+    return made
+
+
+async def test_what_is_remembered_is_bounded(measured: Metrics) -> None:
+    """Of functions that are made on the fly, the last thousand and those that have tasks are remembered."""
+    waits = TracedBackgroundTasks()
+    waits.add_task(make_function(0))
+
+    for number in range(1, 3000):
+        tasks = TracedBackgroundTasks()
+        tasks.add_task(make_function(number))
+        tasks.tasks.clear()
+    gc.collect()
+    waits.add_task(make_function(0))
+
+    waiting = measured.waiting()
+    assert len(waiting) == 1024
+    assert waiting["tests.behaviour.test_metrics.made_0"] == 2
+    await waits()
+    assert measured.waiting()["tests.behaviour.test_metrics.made_0"] == 0
+
+
+def run(program: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_a_provider_that_the_environment_names_late() -> None:
+    """Providers that the environment names behind the import, as a `.env` file does, are ours."""
+    lines = run("""
+        import asyncio, os
+        from traced_tasks import TracedBackgroundTasks
+        os.environ["OTEL_PYTHON_TRACER_PROVIDER"] = "sdk_tracer_provider"
+        os.environ["OTEL_PYTHON_METER_PROVIDER"] = "sdk_meter_provider"
+        from opentelemetry import metrics, trace
+
+        def look():
+            print(type(trace.get_current_span()).__module__)
+
+        tasks = TracedBackgroundTasks()
+        tasks.add_task(look)
+        asyncio.run(tasks())
+        print(type(trace._TRACER_PROVIDER).__module__, type(metrics._internal._METER_PROVIDER).__module__)
+    """)
+
+    assert lines == ["opentelemetry.sdk.trace", "opentelemetry.sdk.trace opentelemetry.sdk.metrics._internal"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_while_instruments_are_made() -> None:
+    """A process that is forked off while another thread makes instruments makes its own: nothing is left locked."""
+    lines = run("""
+        import asyncio, os, threading, time
+        from opentelemetry.sdk.metrics import MeterProvider
+        from traced_tasks import TaskTracing, TracedBackgroundTasks
+
+        class Slow(MeterProvider):
+            def get_meter(self, *args, **kwargs):
+                inside.set()
+                time.sleep(0.2)
+                return super().get_meter(*args, **kwargs)
+
+        def run(provider):
+            tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=provider))
+            tasks.add_task(str)
+            asyncio.run(tasks())
+
+        inside = threading.Event()
+        thread = threading.Thread(target=run, args=[Slow()])
+        thread.start()
+        inside.wait()
+        pid = os.fork()
+        if pid == 0:
+            run(MeterProvider())
+            print("child", flush=True)
+            os._exit(0)
+        thread.join()
+        os.waitpid(pid, 0)
+        print("parent")
+    """)
+
+    assert lines == ["child", "parent"]
+
+
+async def test_the_schema(measured: Metrics, spans: Spans) -> None:
+    """Spans and metrics name the version of the semantic conventions that their names are from."""
+    await TracedBackgroundTask(print)()
+
+    (span,) = spans()
+    assert span.instrumentation_scope is not None
+    # One that OpenTelemetry's own package knows, if that is not older.
+    known = [each.value for each in Schemas]
+    assert span.instrumentation_scope.schema_url in (*known, "https://opentelemetry.io/schemas/1.44.0")
+    data: Any = measured.reader.get_metrics_data()
+    (scope,) = data.resource_metrics[0].scope_metrics
+    assert scope.schema_url == span.instrumentation_scope.schema_url

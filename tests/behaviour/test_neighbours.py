@@ -1,9 +1,12 @@
 """One span a task, whoever else looks: FastAPI's own telemetry, FastAPIInstrumentor, both, neither."""
 
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
@@ -95,8 +98,8 @@ async def test_a_task_by_hand(app: FastAPI, connect: Callable[[ASGIApp], httpx.A
     assert not [span.name for span in spans() if "ackground" in span.name and scope(span) != "traced_tasks"]
 
 
-class Transaction:
-    """What New Relic puts in the place of `BackgroundTask.__call__`: an object that is no function."""
+class Patch:
+    """What is put in the place of `BackgroundTask.__call__` by wrapt: an object that is no function."""
 
     def __init__(self, call: Callable[[BackgroundTask], Coroutine[Any, Any, None]], names: list[str]) -> None:
         self.call = call
@@ -110,10 +113,38 @@ class Transaction:
         await self.call(task)
 
 
-async def test_a_transaction_around_a_task(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a neighbour that makes no span has put around each task stays there, inside the task's span."""
-    names: list[str] = []
-    monkeypatch.setattr(BackgroundTask, "__call__", Transaction(BackgroundTask.__call__, names))
+class TransactionPatch(Patch):
+    """The same, by New Relic."""
+
+    __module__ = "newrelic.common.object_wrapper"
+
+
+class Agent(ModuleType):
+    """New Relic's public API, as far as it is about this."""
+
+    def __init__(self, inside: bool) -> None:
+        self.inside = inside
+        self.names: list[str] = []
+
+    def current_transaction(self, active_only: bool) -> object:
+        return self if self.inside else None
+
+    def BackgroundTaskWrapper(self, func: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802
+        self.names.append(f"transaction {func.__name__}")
+        return func
+
+    def FunctionTraceWrapper(self, func: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802
+        self.names.append(f"trace {func.__name__}")
+        return func
+
+
+@pytest.mark.parametrize("inside", [False, True])
+async def test_a_transaction_around_a_task(spans: Spans, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
+    """The transaction that New Relic has around each task stays there, inside the task's span."""
+    agent = Agent(inside)
+    monkeypatch.setitem(sys.modules, "newrelic", ModuleType("newrelic"))
+    monkeypatch.setitem(sys.modules, "newrelic.agent", agent)
+    monkeypatch.setattr(BackgroundTask, "__call__", TransactionPatch(BackgroundTask.__call__, []))
     ran: list[int] = []
 
     def notify() -> None:
@@ -125,5 +156,28 @@ async def test_a_transaction_around_a_task(spans: Spans, monkeypatch: pytest.Mon
     await TracedBackgroundTasks([TracedBackgroundTask(notify), TracedBackgroundTask(async_notify)])()
 
     assert ran == [1, 2]
-    assert names == ["notify", "async_notify"]
+    kind = "trace" if inside else "transaction"
+    assert agent.names == [f"{kind} notify", f"{kind} async_notify"]
     assert [span.name for span in spans.tasks()] == ["background_task notify", "background_task async_notify"]
+
+
+async def test_a_transaction_that_cannot_be_made(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without New Relic's public API the task runs without a transaction."""
+    monkeypatch.setitem(sys.modules, "newrelic.agent", None)
+    monkeypatch.setattr(BackgroundTask, "__call__", TransactionPatch(BackgroundTask.__call__, []))
+
+    await TracedBackgroundTasks([TracedBackgroundTask(print)])()
+
+    (span,) = spans.tasks()
+    assert span.status.is_ok
+
+
+async def test_another_patch_of_a_task(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What anybody else has put in the place of `BackgroundTask.__call__`, by wrapt too, makes no second span."""
+    names: list[str] = []
+    monkeypatch.setattr(BackgroundTask, "__call__", Patch(BackgroundTask.__call__, names))
+
+    await TracedBackgroundTasks([TracedBackgroundTask(print), TracedBackgroundTask(anyio.sleep, 0)])()
+
+    assert names == []
+    assert [span.name for span in spans.tasks()] == ["background_task print", "background_task sleep"]

@@ -1,20 +1,24 @@
 """Who gets a span: the routes and dependencies that annotate a parameter, and no other."""
 
 import functools
+import importlib
+import pkgutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import Token
 from typing import Annotated, Any
 
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
 from httpx import AsyncClient
 from opentelemetry import baggage, context, trace
 from starlette.background import BackgroundTask
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
+from starlette.types import ASGIApp
 
+import traced_tasks
 from tests.conftest import Spans, is_child
 from traced_tasks import TaskTracing, TracedBackgroundTasks
-from traced_tasks import background as traced_background
+from traced_tasks import _background as traced_background
 
 LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))]
 
@@ -345,7 +349,7 @@ async def test_a_queue_in_the_queue(spans: Spans, inner: type[StarletteBackgroun
 
 
 async def test_the_list_is_replaced(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
-    """Who assigns `tasks` in a request with several views on its queue replaces it for all of them."""
+    """Who assigns `tasks` in a request with several views on its queue replaces it for that one, which FastAPI runs."""
     ran: list[str] = []
 
     def dependency(tasks: LinkedTasks) -> None:
@@ -360,5 +364,93 @@ async def test_the_list_is_replaced(app: FastAPI, client: AsyncClient, spans: Sp
 
     await client.get("/")
 
-    assert ran == ["tasks", "named"]
-    assert [span.name for span in spans.tasks() if span.status.is_ok] == ["background_task list.append", "named"]
+    assert ran == ["withdrawn", "named"]
+
+
+async def test_a_list_that_was_held_before(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """What somebody adds to the queue's list, which they got before the adoption, runs: it is still the same list."""
+    ran: list[str] = []
+    held: list[list[BackgroundTask]] = []
+
+    def before(tasks: BackgroundTasks) -> None:
+        tasks.add_task(ran.append, "before")
+        held.append(tasks.tasks)
+
+    @app.get("/", dependencies=[Depends(before)])
+    async def handler(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(ran.append, "traced")
+        held[0].append(BackgroundTask(ran.append, "held"))
+
+    await client.get("/")
+
+    assert ran == ["before", "traced", "held"]
+    assert len(spans.tasks()) == 3
+
+
+async def test_a_forgotten_depends(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """The options in an annotation are those of the parameter, with `Depends(...)` around them and without it."""
+
+    @app.get("/")
+    async def handler(
+        bare: Annotated[TracedBackgroundTasks, TaskTracing(span_name="bare")],
+        spelled_out: Annotated[TracedBackgroundTasks, Depends(TaskTracing(span_name="spelled out"))],
+        both: Annotated[TracedBackgroundTasks, TaskTracing(span_name="one"), TaskTracing(span_name="last")],
+    ) -> None:
+        bare.add_task(print)
+        spelled_out.add_task(print)
+        both.add_task(print)
+
+    await client.get("/")
+
+    assert [span.name for span in spans.tasks()] == ["bare", "spelled out", "last"]
+
+
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("where", ["app", "router", "include"])
+async def test_a_whole_application(
+    connect: Callable[[ASGIApp], AsyncClient], spans: Spans, where: str, bare: bool
+) -> None:
+    """As a dependency of an application or a router `TaskTracing` traces what plain annotations add."""
+    tracing: Any = TaskTracing(attributes={"team": "shop"})
+    dependencies = [tracing if bare else Depends(tracing)]
+    app = FastAPI(dependencies=dependencies if where == "app" else None)
+    router = APIRouter(dependencies=dependencies if where == "router" else None)
+
+    def audit(tasks: BackgroundTasks) -> None:
+        tasks.add_task(repr, 1)
+
+    @router.get("/", dependencies=[Depends(audit)])
+    async def handler(tasks: BackgroundTasks) -> None:
+        with trace.get_tracer("mine").start_as_current_span("step"):
+            tasks.add_task(print)
+
+    app.include_router(router, dependencies=dependencies if where == "include" else None)
+
+    await connect(app).get("/")
+
+    audited, added = spans.tasks()
+    assert (audited.attributes or {})["team"] == (added.attributes or {})["team"] == "shop"
+    assert is_child(added, spans["step"])
+
+
+async def test_the_alias_as_a_class(spans: Spans) -> None:
+    """The alias makes a queue by hand, with tasks and options."""
+    ran: list[int] = []
+    tasks = TracedBackgroundTasks([BackgroundTask(ran.append, 1)], tracing=TaskTracing(span_name="mine"))
+    tasks.add_task(ran.append, 2)
+
+    await tasks()
+
+    assert ran == [1, 2]
+    assert [span.name for span in spans()] == ["mine", "mine"]
+
+
+def test_the_class_is_not_offered() -> None:
+    """No public module has the class under the alias's name, which an editor would import by mistake."""
+    for module in (traced_tasks, *map(importlib.import_module, public_modules())):
+        assert not isinstance(vars(module).get("TracedBackgroundTasks"), type)
+
+
+def public_modules() -> list[str]:
+    names = [module.name for module in pkgutil.walk_packages(traced_tasks.__path__, "traced_tasks.")]
+    return [name for name in names if "._" not in name and ".demo" not in name]

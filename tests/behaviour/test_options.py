@@ -1,5 +1,6 @@
 """What can be chosen, and what is refused."""
 
+import dataclasses
 import gc
 import warnings
 import weakref
@@ -18,8 +19,8 @@ from pydantic import ValidationError
 
 from tests.conftest import Spans
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks import background as traced_background
-from traced_tasks.options import TaskOptionsDict
+from traced_tasks import _background as traced_background
+from traced_tasks._options import TaskOptionsDict
 
 
 def link(number: int) -> Link:
@@ -209,7 +210,7 @@ def test_what_is_no_function(given: Any, message: str) -> None:
     tasks = TracedBackgroundTasks()
 
     for refuse in (tasks.add_task, TracedBackgroundTask, tasks.with_options().add_task):
-        with pytest.raises(TypeError, match=rf"^a background task is a function, .* {message}$"):
+        with pytest.raises(TypeError, match=rf"^add_task takes a function and its arguments, .* {message}$"):
             refuse(given)
 
     assert tasks.tasks == []
@@ -219,7 +220,7 @@ def test_a_coroutine_by_mistake() -> None:
     """A called `async def` is refused with the right way to write it, and closed, so that Python does not warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(TypeError, match=r"not a coroutine: give notify, \.\.\. instead of notify\(\.\.\.\)$"):
+        with pytest.raises(TypeError, match=r"add_task\(notify, 42\), not a coroutine, add_task\(notify\(42\)\)$"):
             TracedBackgroundTasks().add_task(notify())  # type: ignore[arg-type]
 
 
@@ -292,3 +293,40 @@ def test_options_of_ones_own() -> None:
     view = queue.with_options(attributes={"b": 2})
 
     assert view.tracing == TeamTracing(team="shop", attributes={"a": 1, "b": 2})
+
+
+async def test_options_that_are_equal_but_not_the_same(app: FastAPI, client: AsyncClient, spans: Spans) -> None:
+    """Two parameters whose attributes are only equal by `==` have each their own."""
+    seen = []
+
+    @app.get("/")
+    async def handler(
+        first: Annotated[TracedBackgroundTasks, TaskTracing(attributes={"retry": 1, "a": 0})],
+        second: Annotated[TracedBackgroundTasks, TaskTracing(attributes={"retry": True, "a": 0})],
+    ) -> None:
+        first.add_task(print)
+        second.add_task(print)
+
+    await client.get("/")
+
+    for span in spans.tasks():
+        assert span.attributes is not None
+        seen.append(span.attributes["retry"])
+    assert [(value, type(value)) for value in seen] == [(1, int), (True, bool)]
+    assert TaskTracing(attributes={"a": 1, "b": 2}) == TaskTracing(attributes={"b": 2, "a": 1})
+
+
+def test_a_positional_option() -> None:
+    """An option that is not given by its name is refused with the way to write it."""
+    with pytest.raises(
+        TypeError, match=r"the options are keywords, TaskTracing\(propagation_style='link'\), not 'link'"
+    ):
+        TaskTracing("link")  # type: ignore[call-arg]
+
+
+def test_nothing_of_fastapis_is_an_option() -> None:
+    """`TaskTracing` is a dependency of FastAPI's, whose fields are none of its options."""
+    assert set(TaskTracing.model_fields) == set(get_type_hints(TaskOptionsDict))
+    for field in dataclasses.fields(Depends()):
+        with pytest.raises(ValidationError, match=field.name):
+            TaskTracing.model_validate({field.name: None})

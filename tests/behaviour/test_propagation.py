@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind
 
 from tests.conftest import Spans, is_child
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks.options import PropagationStyle
+from traced_tasks._options import PropagationStyle
 
 KEY = context.create_key("tenant")
 STYLES: list[PropagationStyle] = ["child", "link", "none"]

@@ -12,7 +12,7 @@ from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 
 from tests.conftest import Spans, is_child
 from traced_tasks import TracedBackgroundTasks
-from traced_tasks.options import OnError, PropagationStyle
+from traced_tasks._options import OnError, PropagationStyle
 
 Outcome = Literal["ok", "fails", "cancelled", "adds"]
 

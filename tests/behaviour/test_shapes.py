@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.behaviour import postponed
 from tests.conftest import Spans, collect_garbage, is_child, with_request_spans
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks import background as traced_background
+from traced_tasks import _background as traced_background
 
 P = ParamSpec("P")
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from tests.conftest import Spans
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks import background as traced_background
+from traced_tasks import _background as traced_background
 
 
 async def notify(user_id: int, *, ran: list[int]) -> None:

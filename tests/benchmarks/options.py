@@ -8,7 +8,7 @@ from opentelemetry.trace import Link, SpanContext
 
 from tests.benchmarks.bare import notify
 from tests.benchmarks.harness import SUBJECT, Block, Figure, Processes, Rounds, Row, interleave, report
-from traced_tasks.background import TracedBackgroundTasks
+from traced_tasks._background import TracedBackgroundTasks
 
 ADD_TASK = "add_task(notify, 42)"
 TASKS = 100  # of a queue

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from tests.benchmarks.bare import BareTasks, MeasuredTasks, notify, notify_sync
 from tests.benchmarks.harness import SUBJECT, Block, Figure, Processes, Rounds, Row, interleave, report
 from tests.benchmarks.requests import request
-from traced_tasks.background import TracedBackgroundTasks
+from traced_tasks._background import TracedBackgroundTasks
 
 PLAIN, BARE, FASTAPI, CONTRIB, DDTRACE = (
     "BackgroundTasks",

@@ -8,11 +8,13 @@ from opentelemetry.trace import Link, SpanContext, SpanKind
 from starlette.background import BackgroundTask
 
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks import background as traced_background
+from traced_tasks import _background as traced_background
 
 app = FastAPI()
 link = Link(SpanContext(1, 1, is_remote=True))
 
+LinkedTasksToo = Annotated[TracedBackgroundTasks, TaskTracing(propagation_style="link", context_variables=True)]
+traced = FastAPI(dependencies=[TaskTracing()])
 LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link", links=[link]))]
 
 

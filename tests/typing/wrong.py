@@ -23,6 +23,7 @@ async def handler(tasks: TracedBackgroundTasks) -> None:
 TracedBackgroundTask(notify, "42")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 TracedBackgroundTask(notify)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 TracedBackgroundTasks(tracing="link")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+TaskTracing("link")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 TaskTracing(propagation_style="links")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 TaskTracing(span_nam="receipt")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 TaskTracing(span_kind="CONSUMER")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

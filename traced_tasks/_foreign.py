@@ -1,0 +1,92 @@
+"""Every name of FastAPI, Starlette, OpenTelemetry and New Relic that is not their public API.
+
+Rule: any of them may be gone with the next release. This package can be imported then, but for what "Without" says.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from importlib import import_module
+from types import FunctionType
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
+from starlette.background import BackgroundTask
+
+# What `Depends(...)` makes, inside of FastAPI. Without: `TaskTracing(...)` needs a `Depends(...)` around it.
+try:
+    from fastapi.params import Depends as Depends
+except ImportError:
+    Depends = object  # type: ignore[assignment,misc]
+
+# OpenTelemetry's API for logs, which is not stable yet. Without: no log record of the exception of a failing task.
+otel_logs: Any = None
+with suppress(ImportError):
+    from opentelemetry import _logs as otel_logs  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+# The context variables in which the event loop's libraries keep what is theirs.
+loop_variables: tuple[ContextVar[Any], ...] = ()
+with suppress(ImportError, AttributeError):
+    import sniffio
+
+    loop_variables = (sniffio.current_async_library_cvar,)
+
+# Where FastAPI, since 0.142, keeps what it knows of a request. Without: `fastapi.telemetry.get_telemetry_data()` has no
+# answer in a task whose handler attached a context of its own.
+request_key = ""
+with suppress(ImportError):
+    from fastapi.telemetry._api import _REQUEST_TELEMETRY_KEY as request_key  # noqa: N811  # pyright: ignore[reportPrivateUsage]
+
+
+def with_request_data(context: Context) -> Context:
+    """Return a captured context with what FastAPI knows of the request that runs the task, as a plain task has it."""
+    data = otel_context.get_value(request_key)
+    return context if data is None else otel_context.set_value(request_key, data, context)
+
+
+_otel_metrics: Any = None
+with suppress(ImportError):
+    from opentelemetry.metrics import _internal as _otel_metrics
+
+# As long as no provider is set, these look for one in the environment each time they are called, which would take a
+# fifth of a task. They are asked once, when the first task is added.
+_unasked: list[Callable[[], object]] = [trace.get_tracer_provider, metrics.get_meter_provider]
+
+
+def global_meter_provider() -> MeterProvider | None:
+    """Return the global meter provider, or `None` as long as none is set. Without: what the API returns then."""
+    while _unasked:
+        _unasked.pop()()
+    try:
+        provider: MeterProvider | None = _otel_metrics._METER_PROVIDER
+    except AttributeError:
+        return metrics.get_meter_provider()
+    return provider
+
+
+def global_tracer_provider() -> TracerProvider | None:
+    """Return the global tracer provider, or `None` as long as none is set. Without: what the API returns then."""
+    try:
+        return trace._TRACER_PROVIDER  # pyright: ignore[reportPrivateUsage]
+    except AttributeError:
+        return trace.get_tracer_provider()
+
+
+def in_transaction(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a task's function in the transaction that New Relic puts around it, which is no span, and wanted.
+
+    It is told by the module of its patch. Whoever else patches this method, as opentelemetry-instrumentation-fastapi
+    does, would make a second span. Without that module: no transaction.
+    """
+    patched = type(BackgroundTask.__call__)
+    if patched is FunctionType or not patched.__module__.startswith("newrelic."):
+        return func
+    with suppress(Exception):
+        agent: Any = import_module("newrelic.agent")
+        inside = agent.current_transaction(active_only=False)
+        func = (agent.FunctionTraceWrapper if inside else agent.BackgroundTaskWrapper)(func)
+    return func

@@ -1,0 +1,43 @@
+"""What a task's function and a failure are called."""
+
+import functools
+from contextlib import suppress
+from types import MethodType
+from typing import Any
+
+
+def qualified_name(func: Any) -> tuple[str | None, str]:
+    """Return the module and the qualified name of the function that was meant, whatever it is wrapped in."""
+    try:
+        # Real types and real attributes only: a Mock is an instance of whatever it imitates and has every attribute.
+        while type(func) is MethodType or issubclass(type(func), functools.partial):
+            func = func.__func__ if type(func) is MethodType else func.func
+        with suppress(AttributeError):
+            # A function and a class have these, and what functools.wraps, C code and wrapt make.
+            qualname, module = (
+                object.__getattribute__(func, "__qualname__"),
+                object.__getattribute__(func, "__module__"),
+            )
+            if type(qualname) is str:
+                return module, qualname
+        return type(func).__module__, type(func).__qualname__
+    except Exception:  # somebody's property or metaclass
+        return None, _class_name(type(func))
+
+
+def with_module(module: str | None, qualname: str) -> str:
+    """Return a name as `code.function.name` and `error.type` have it."""
+    return f"{module}.{qualname}" if module else qualname
+
+
+def error_type(error: BaseException) -> str:
+    """Return the `error.type` of an exception: its class, with the module unless that is `builtins`."""
+    cls = type(error)
+    try:
+        return cls.__qualname__ if cls.__module__ == "builtins" else with_module(cls.__module__, cls.__qualname__)
+    except Exception:  # somebody's metaclass
+        return _class_name(cls)
+
+
+def _class_name(cls: Any) -> str:
+    return str(type.__getattribute__(cls, "__name__"))

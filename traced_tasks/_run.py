@@ -1,0 +1,185 @@
+"""One run of a task: from where its function starts to where that ends.
+
+Rule 1: A run begins in the thread that calls the function, right before the call. Until then the task waits.
+
+Rule 2: It ends where the function ends, whoever has stopped waiting for that by then.
+
+Rule 3: It ends outside of the `except` that caught what the function raised. What an exporter, a hook or a log handler
+raises, records or logs inside of it would carry the function's exception along, as its `__context__`.
+
+Rule 4: The exception is then raised again as it is, and popped, not kept: its traceback refers to the frame, and both
+would live on, with all arguments, until the next garbage collection.
+
+Rule 5: An error of the telemetry is logged, and goes no further.
+"""
+
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from contextlib import suppress
+from contextvars import ContextVar, Token, copy_context
+from time import perf_counter
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
+from starlette.concurrency import run_in_threadpool
+
+from traced_tasks._foreign import in_transaction, loop_variables
+from traced_tasks._lost import lose, reporter
+from traced_tasks._names import error_type
+from traced_tasks._telemetry import Task, call_hook, guarded, log_failure, record_exception, start_span, warn
+
+Variables = Sequence[tuple[ContextVar[Any], Token[Any]]]
+
+Run = tuple[Task, float, Span, Context, Token[Context] | None, Variables]
+"""The task, when it started, its span, its context, the token to detach that, and the variables that were set."""
+
+
+async def run(task: Task) -> None:
+    """Run a task: an `async def` one here, a `def` one in a worker thread."""
+    task.instruments.waiting.pop(id(task), None)
+    if not task.is_async:
+        await _wait_for_thread(task)
+        return
+    run = _start(task)
+    try:
+        if task.tracing.task_hook is not None:
+            call_hook(task, run[2])
+        result = await in_transaction(task.func)(*task.args, **task.kwargs)
+    except BaseException as error:
+        raised = [error]
+    else:
+        _end(run, result)
+        return
+    _end(run, None, raised)
+    raise raised.pop()
+
+
+async def _wait_for_thread(task: Task) -> None:
+    waiting = task.instruments.waiting
+    ticket = object()  # not the task's own: it may be running at the same time, for another response
+    waiting[ticket] = True
+    try:
+        await run_in_threadpool(_run_in_thread, task, ticket)
+        return
+    except BaseException as error:
+        raised = [error]
+    if waiting.pop(ticket, None):
+        lose(task, "skipped", f"it was cut short by {error_type(raised[0])} before its function was called")
+    raise raised.pop()
+
+
+def _run_in_thread(task: Task, ticket: object) -> None:
+    if not task.instruments.waiting.pop(ticket, None):
+        return  # it is cancelled already, and reported
+    run = _start(task)
+    try:
+        if task.tracing.task_hook is not None:
+            call_hook(task, run[2])
+        result = in_transaction(task.func)(*task.args, **task.kwargs)
+    except BaseException as error:
+        raised = [error]
+    else:
+        _end(run, result)
+        return
+    _end(run, None, raised)
+    raise raised.pop()
+
+
+def _start(task: Task) -> Run:
+    instruments = task.instruments
+    started_at = perf_counter()
+    try:
+        span, context = start_span(task, "background_task.queue.duration", started_at - task.queued_at)
+    except Exception as failure:
+        span, context = INVALID_SPAN, task.context
+        log_failure("The background task %s runs without a span, which could not be started.", instruments, failure)
+    variables: Variables = ()
+    if task.variables is not None:
+        own = [variable for variable in task.variables if variable not in loop_variables]
+        variables = [(variable, variable.set(task.variables[variable])) for variable in own]
+    token = otel_context.attach(context)
+    if instruments.measured:
+        try:
+            instruments.start(started_at - task.queued_at)
+        except Exception as failure:
+            log_failure("The start of the background task %s could not be measured.", instruments, failure)
+    return task, started_at, span, context, token, variables
+
+
+def _end(run: Run, result: Any, raised: Sequence[BaseException] = ()) -> None:
+    task, started_at, span, context, token, variables = run
+    instruments = task.instruments
+    error: str | None = None
+    if raised:
+        if type(raised[0]) is GeneratorExit and token is not None:
+            # A coroutine that is thrown away may be closed in another context, and by a garbage collection.
+            if otel_context.get_current() is context:
+                otel_context.detach(token)
+                _reset(variables)
+            elsewhere = copy_context()
+            elsewhere.run(otel_context.attach, context)
+            reporter(elsewhere.run, _end, (task, started_at, span, context, None, ()), None, tuple(raised))
+            return
+        error = error_type(raised[0])
+    elif result is not None:
+        error = _never(result)
+    if instruments.measured:
+        try:
+            instruments.end(perf_counter() - started_at, error)
+        except Exception as failure:
+            log_failure("The end of the background task %s could not be measured.", instruments, failure)
+    if error is not None:
+        _tell(run, error, raised)
+    try:
+        span.end()
+    except Exception as failure:
+        log_failure("The span of the background task %s could not be ended.", instruments, failure)
+    # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
+    if token is not None:
+        otel_context.detach(token)
+    if variables:
+        _reset(variables)
+
+
+def _reset(variables: Variables) -> None:
+    for variable, was in variables:
+        variable.reset(was)
+
+
+def _tell(run: Run, error: str, raised: Sequence[BaseException]) -> None:
+    task, started_at, span, _, _, _ = run
+    name = task.instruments.name
+    if raised:
+        with guarded("The failure of the background task %s could not be recorded.", task):
+            record_exception(raised[0], task, span)
+        seconds = perf_counter() - started_at
+        warn(task, error, "The background task %s failed with %s after %.3f s.", name, error, seconds)
+    else:
+        with guarded("The loss of the background task %s could not be recorded.", task):
+            span.set_attribute("error.type", error)
+            span.set_status(StatusCode.ERROR, _REASONS[error])
+            task.instruments.lose(error)
+        warn(task, error, "The body of the background task %s never ran: %s.", name, _REASONS[error])
+
+
+_REASONS = {
+    "never_awaited": "its function returned a coroutine or an async generator, which nobody awaits. Give add_task an "
+    "`async def` function that does, or the one that is called there",
+    "never_iterated": "its function returned a generator, which nobody iterates. Give add_task a function that does",
+}
+_BODIES = (
+    (Coroutine, "cr", "never_awaited"),
+    (AsyncGenerator, "ag", "never_awaited"),
+    (Generator, "gi", "never_iterated"),
+)
+
+
+def _never(result: Any) -> str | None:
+    """Return the `error.type` if what a function returned is a body that nobody runs, or ran, or has begun to."""
+    with suppress(Exception):  # somebody's metaclass
+        for kind, prefix, error in _BODIES:
+            if issubclass(type(result), kind):
+                begun, frame = getattr(result, f"{prefix}_suspended", False), getattr(result, f"{prefix}_frame", result)
+                return None if begun or frame is None else error
+    return None
