@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from importlib import import_module
-from types import FunctionType
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -82,8 +81,7 @@ def in_transaction(func: Callable[..., Any]) -> Callable[..., Any]:
     It is told by the module of its patch. Whoever else patches this method, as opentelemetry-instrumentation-fastapi
     does, would make a second span. Without that module: no transaction.
     """
-    patched = type(BackgroundTask.__call__)
-    if patched is FunctionType or not patched.__module__.startswith("newrelic."):
+    if not type(BackgroundTask.__call__).__module__.startswith("newrelic."):
         return func
     with suppress(Exception):
         agent: Any = import_module("newrelic.agent")

@@ -27,16 +27,16 @@ class PerProvider(Generic[Provider, Made]):
 
     def __init__(self, make: Callable[[Provider], Made]) -> None:
         self._make = make
-        self._made: dict[int, tuple[weakref.ref[Provider], Made]] = {}
+        self.made: dict[int, tuple[weakref.ref[Provider], Made]] = {}
 
     def get(self, provider: Provider) -> Made:
         """Return the thing of a provider."""
-        made = self._made.get(id(provider))
-        return self._add(provider) if made is None else made[1]
+        made = self.made.get(id(provider))
+        return self.add(provider) if made is None else made[1]
 
-    def _add(self, provider: Provider) -> Made:
+    def add(self, provider: Provider) -> Made:
         key = id(provider)
         with making:
-            if key not in self._made:
-                self._made[key] = weakref.ref(provider, lambda _: self._made.pop(key)), self._make(provider)
-            return self._made[key][1]
+            if key not in self.made:
+                self.made[key] = weakref.ref(provider, lambda _: self.made.pop(key)), self._make(provider)
+            return self.made[key][1]

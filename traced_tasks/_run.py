@@ -17,11 +17,13 @@ from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, Token, copy_context
 from time import perf_counter
+from types import FunctionType
 from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from traced_tasks._foreign import in_transaction, loop_variables
@@ -45,7 +47,8 @@ async def run(task: Task) -> None:
     try:
         if task.tracing.task_hook is not None:
             call_hook(task, run[2])
-        result = await in_transaction(task.func)(*task.args, **task.kwargs)
+        func = task.func if type(BackgroundTask.__call__) is FunctionType else in_transaction(task.func)
+        result = await func(*task.args, **task.kwargs)
     except BaseException as error:
         raised = [error]
     else:
@@ -76,7 +79,8 @@ def _run_in_thread(task: Task, ticket: object) -> None:
     try:
         if task.tracing.task_hook is not None:
             call_hook(task, run[2])
-        result = in_transaction(task.func)(*task.args, **task.kwargs)
+        func = task.func if type(BackgroundTask.__call__) is FunctionType else in_transaction(task.func)
+        result = func(*task.args, **task.kwargs)
     except BaseException as error:
         raised = [error]
     else:

@@ -78,9 +78,11 @@ def start_span(task: Task, key: str, value: AttributeValue, start_time: int | No
     attributes: dict[str, AttributeValue] = {"code.function.name": task.instruments.name, key: value}
     if options.attributes:
         attributes.update(options.attributes)
-    name = task.instruments.span_name if options.span_name is None else options.span_name
-    kind = kind if options.span_kind is None else options.span_kind
-    span = _tracer_of(provider).start_span(name, parent, kind, attributes, links, start_time)
+    name = options.span_name or task.instruments.span_name
+    kind = options.span_kind or kind
+    made = _tracers.made.get(id(provider))
+    tracer = _tracers.add(provider) if made is None else made[1]
+    span = tracer.start_span(name, parent, kind, attributes, links, start_time)
     return span, trace.set_span_in_context(span, parent)
 
 
@@ -88,7 +90,7 @@ def _make_tracer(provider: TracerProvider) -> Tracer:
     return provider.get_tracer("traced_tasks", __version__, SCHEMA_URL)
 
 
-_tracer_of = PerProvider(_make_tracer).get
+_tracers = PerProvider(_make_tracer)
 
 
 def call_hook(task: Task, span: Span) -> None:

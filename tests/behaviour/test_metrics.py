@@ -339,9 +339,11 @@ def test_a_fork_while_instruments_are_made() -> None:
                 time.sleep(0.2)
                 return super().get_meter(*args, **kwargs)
 
+        async def work(): ...
+
         def run(provider):
             tasks = TracedBackgroundTasks(tracing=TaskTracing(meter_provider=provider))
-            tasks.add_task(str)
+            tasks.add_task(work)
             asyncio.run(tasks())
 
         inside = threading.Event()
