@@ -6,8 +6,8 @@ Rule 1: Nothing is called here that others patch, or a task would have a second 
 Rule 2: FastAPI runs the queue that it made for a request, and none that a dependency returns. So that object itself
 becomes ours, by its `__class__`: one object, of one request. Its list stays the same list, which others may hold.
 
-Rule 3: A task that waits has a ticket among `instruments.waiting`, and who takes it answers for the task: the call that
-starts it, its queue that ends before it, its cancellation, or `__del__`, when it was thrown away.
+Rule 3: A task that waits has a ticket in `instruments.waiting`. Who takes it answers for the task: its queue (`skip`),
+`__del__` when it is thrown away, or `run`, which for a `def` task writes another, for its thread to take.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -64,7 +64,7 @@ class TracedBackgroundTask(BackgroundTask):
 
     tracing: TaskOptions
     context: Context
-    variables: Variables | None = None
+    captured_variables: Variables | None = None
     queued_at: float
     instruments: FunctionInstruments = unmeasured.of(None, "TracedBackgroundTask")
 
@@ -86,7 +86,7 @@ class TracedBackgroundTask(BackgroundTask):
             raise _not_callable(func)
         self.context = otel_context.get_current()
         if tracing.context_variables:
-            self.variables = copy_context()
+            self.captured_variables = copy_context()
         self.queued_at = perf_counter()
         self.instruments = instruments = instruments_for(func, tracing.meter_provider)
         instruments.waiting[id(self)] = True
@@ -195,12 +195,16 @@ class TracedBackgroundTasks(BackgroundTasks):
             if task.tracing.on_error == "stop":
                 reason = f"{name}, before it in the queue, failed with {error_name}"
                 break
-        if raised:
+        if not raised:
+            return
+        if reason:
             self.skip(reason, remaining)
-            alone = reason and (len(raised) == 1 or not isinstance(raised[-1], Exception))
-            end = [raised[-1] if alone else BaseExceptionGroup("background tasks failed", raised)]
-            raised.clear()
-            raise end.pop()
+        if not isinstance(raised[-1], Exception) or (reason and len(raised) == 1):
+            end = [raised[-1]]  # as Starlette raises it
+        else:
+            end = [BaseExceptionGroup("background tasks failed", [*raised])]
+        raised.clear()
+        raise end.pop()
 
     def skip(self, reason: str, tasks: Iterable[BackgroundTask] | None = None) -> None:
         """Report that those of the tasks, or of some of them, that have not run will not run."""

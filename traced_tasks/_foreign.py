@@ -1,6 +1,6 @@
 """Every name of FastAPI, Starlette, OpenTelemetry and New Relic that is not their public API.
 
-Rule: any of them may be gone with the next release. This package can be imported then, but for what "Without" says.
+Rule: any of them may be gone with the next release. Each says what is missing "Without" it; all else works on.
 """
 
 from collections.abc import Callable
@@ -51,15 +51,20 @@ _otel_metrics: Any = None
 with suppress(ImportError):
     from opentelemetry.metrics import _internal as _otel_metrics
 
-# As long as no provider is set, these look for one in the environment each time they are called, which would take a
-# fifth of a task. They are asked once, when the first task is added.
+# As long as no provider is set, these look into the environment each time, for a fifth of a task. So they are asked once.
 _unasked: list[Callable[[], object]] = [trace.get_tracer_provider, metrics.get_meter_provider]
+
+
+def _ask() -> None:
+    with suppress(IndexError):  # another thread asks as well
+        _unasked.pop()()
+        _unasked.pop()()
 
 
 def global_meter_provider() -> MeterProvider | None:
     """Return the global meter provider, or `None` as long as none is set. Without: what the API returns then."""
-    while _unasked:
-        _unasked.pop()()
+    if _unasked:
+        _ask()
     try:
         provider: MeterProvider | None = _otel_metrics._METER_PROVIDER
     except AttributeError:
@@ -69,6 +74,8 @@ def global_meter_provider() -> MeterProvider | None:
 
 def global_tracer_provider() -> TracerProvider | None:
     """Return the global tracer provider, or `None` as long as none is set. Without: what the API returns then."""
+    if _unasked:
+        _ask()
     try:
         return trace._TRACER_PROVIDER  # pyright: ignore[reportPrivateUsage]
     except AttributeError:

@@ -27,7 +27,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 
 from traced_tasks._providers import at_fork
-from traced_tasks._telemetry import Task, call_hook, guarded, log_failure, start_span, warn
+from traced_tasks._telemetry import Task, call_hook, guarded, start_span, warn
 
 _AT_ONCE = 100  # a second
 _AT_EXIT = 5.0  # s
@@ -50,10 +50,7 @@ def _report(task: Task, error: str, reason: str, lost_at: int) -> None:
     with guarded("The loss of the background task %s could not be traced.", task):
         span.set_attribute("error.type", error)  # also if the options have one
         if task.tracing.task_hook is not None:
-            try:
-                call_hook(task, span)
-            except BaseException as failure:  # there is nothing running that it could end
-                log_failure("The task_hook of the background task %s failed.", task.instruments, failure)
+            call_hook(task, span, BaseException)  # there is nothing running that one could end
         span.set_status(StatusCode.ERROR, reason)
         span.end(lost_at)
     with guarded("The loss of the background task %s could not be measured.", task):

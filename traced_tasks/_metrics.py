@@ -65,14 +65,13 @@ class Instruments:
         meter = provider.get_meter("traced_tasks", __version__, SCHEMA_URL)
         histogram = partial(meter.create_histogram, unit="s", explicit_bucket_boundaries_advisory=_BOUNDARIES)
         self.duration = histogram("background_task.duration", description="How long background tasks ran.")
-        self.queue_duration = histogram("background_task.queue.duration", description="How long they waited to start.")
+        waited = "How long background tasks waited, from add_task to their start."
+        self.queue_duration = histogram("background_task.queue.duration", description=waited)
         self.lost = meter.create_counter("background_task.lost", "{task}", "How many background tasks never ran.")
-        for tasks, name, description in (
-            ("running", "background_task.active", "How many background tasks are running."),
-            ("waiting", "background_task.waiting", "How many background tasks wait to start."),
-        ):
-            callback = partial(self._observe, tasks)
-            meter.create_observable_up_down_counter(name, [callback], "{task}", description)
+        gauge = partial(meter.create_observable_up_down_counter, unit="{task}")
+        active, waiting = partial(self._observe, "running"), partial(self._observe, "waiting")
+        gauge("background_task.active", [active], description="How many background tasks are running.")
+        gauge("background_task.waiting", [waiting], description="How many background tasks wait to start.")
 
     def _of(self, module: str | None, qualname: str) -> FunctionInstruments:
         name = with_module(module, qualname)

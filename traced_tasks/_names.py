@@ -22,7 +22,7 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
                 return module, qualname
         return type(func).__module__, type(func).__qualname__
     except Exception:  # somebody's property or metaclass
-        return None, _class_name(type(func))
+        return None, str(type.__getattribute__(type(func), "__name__"))
 
 
 def with_module(module: str | None, qualname: str) -> str:
@@ -36,8 +36,4 @@ def error_type(error: BaseException) -> str:
     try:
         return cls.__qualname__ if cls.__module__ == "builtins" else with_module(cls.__module__, cls.__qualname__)
     except Exception:  # somebody's metaclass
-        return _class_name(cls)
-
-
-def _class_name(cls: Any) -> str:
-    return str(type.__getattribute__(cls, "__name__"))
+        return str(type.__getattribute__(cls, "__name__"))

@@ -31,9 +31,9 @@ from traced_tasks._lost import lose, reporter
 from traced_tasks._names import error_type
 from traced_tasks._telemetry import Task, call_hook, guarded, log_failure, record_exception, start_span, warn
 
-Variables = Sequence[tuple[ContextVar[Any], Token[Any]]]
+SetVariables = Sequence[tuple[ContextVar[Any], Token[Any]]]
 
-Run = tuple[Task, float, Span, Context, Token[Context] | None, Variables]
+Run = tuple[Task, float, Span, Context, Token[Context] | None, SetVariables]
 """The task, when it started, its span, its context, the token to detach that, and the variables that were set."""
 
 
@@ -43,18 +43,18 @@ async def run(task: Task) -> None:
     if not task.is_async:
         await _wait_for_thread(task)
         return
-    run = _start(task)
+    begun = _start(task)
     try:
         if task.tracing.task_hook is not None:
-            call_hook(task, run[2])
+            call_hook(task, begun[2])
         func = task.func if type(BackgroundTask.__call__) is FunctionType else in_transaction(task.func)
         result = await func(*task.args, **task.kwargs)
     except BaseException as error:
         raised = [error]
     else:
-        _end(run, result)
+        _end(begun, result)
         return
-    _end(run, None, raised)
+    _end(begun, None, raised)
     raise raised.pop()
 
 
@@ -75,18 +75,18 @@ async def _wait_for_thread(task: Task) -> None:
 def _run_in_thread(task: Task, ticket: object) -> None:
     if not task.instruments.waiting.pop(ticket, None):
         return  # it is cancelled already, and reported
-    run = _start(task)
+    begun = _start(task)
     try:
         if task.tracing.task_hook is not None:
-            call_hook(task, run[2])
+            call_hook(task, begun[2])
         func = task.func if type(BackgroundTask.__call__) is FunctionType else in_transaction(task.func)
         result = func(*task.args, **task.kwargs)
     except BaseException as error:
         raised = [error]
     else:
-        _end(run, result)
+        _end(begun, result)
         return
-    _end(run, None, raised)
+    _end(begun, None, raised)
     raise raised.pop()
 
 
@@ -98,10 +98,10 @@ def _start(task: Task) -> Run:
     except Exception as failure:
         span, context = INVALID_SPAN, task.context
         log_failure("The background task %s runs without a span, which could not be started.", instruments, failure)
-    variables: Variables = ()
-    if task.variables is not None:
-        own = [variable for variable in task.variables if variable not in loop_variables]
-        variables = [(variable, variable.set(task.variables[variable])) for variable in own]
+    variables: SetVariables = ()
+    if task.captured_variables is not None:
+        own = [variable for variable in task.captured_variables if variable not in loop_variables]
+        variables = [(variable, variable.set(task.captured_variables[variable])) for variable in own]
     token = otel_context.attach(context)
     if instruments.measured:
         try:
@@ -112,18 +112,12 @@ def _start(task: Task) -> Run:
 
 
 def _end(run: Run, result: Any, raised: Sequence[BaseException] = ()) -> None:
-    task, started_at, span, context, token, variables = run
+    task, started_at, span, _, token, variables = run
     instruments = task.instruments
     error: str | None = None
     if raised:
         if type(raised[0]) is GeneratorExit and token is not None:
-            # A coroutine that is thrown away may be closed in another context, and by a garbage collection.
-            if otel_context.get_current() is context:
-                otel_context.detach(token)
-                _reset(variables)
-            elsewhere = copy_context()
-            elsewhere.run(otel_context.attach, context)
-            reporter(elsewhere.run, _end, (task, started_at, span, context, None, ()), None, tuple(raised))
+            _end_thrown_away(run, raised)
             return
         error = error_type(raised[0])
     elif result is not None:
@@ -142,13 +136,20 @@ def _end(run: Run, result: Any, raised: Sequence[BaseException] = ()) -> None:
     # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
     if token is not None:
         otel_context.detach(token)
-    if variables:
-        _reset(variables)
-
-
-def _reset(variables: Variables) -> None:
     for variable, was in variables:
         variable.reset(was)
+
+
+def _end_thrown_away(run: Run, raised: Sequence[BaseException]) -> None:
+    # A coroutine may be closed in another context than it ran in, and by a garbage collection.
+    task, started_at, span, context, token, variables = run
+    if token is not None and otel_context.get_current() is context:
+        otel_context.detach(token)
+        for variable, was in variables:
+            variable.reset(was)
+    elsewhere = copy_context()
+    elsewhere.run(otel_context.attach, context)
+    reporter(elsewhere.run, _end, (task, started_at, span, context, None, ()), None, tuple(raised))
 
 
 def _tell(run: Run, error: str, raised: Sequence[BaseException]) -> None:
@@ -180,7 +181,7 @@ _BODIES = (
 
 
 def _never(result: Any) -> str | None:
-    """Return the `error.type` if what a function returned is a body that nobody runs, or ran, or has begun to."""
+    """Return the `error.type` if what a function returned is a body that has not begun to run."""
     with suppress(Exception):  # somebody's metaclass
         for kind, prefix, error in _BODIES:
             if issubclass(type(result), kind):

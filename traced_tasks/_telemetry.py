@@ -35,7 +35,7 @@ class Task(Protocol):
     is_async: bool
     tracing: TaskOptions
     context: Context  # OpenTelemetry's
-    variables: Variables | None  # all context variables, if `context_variables` asks for them
+    captured_variables: Variables | None  # all context variables, if `context_variables` asks for them
     queued_at: float  # by `time.perf_counter`
     instruments: FunctionInstruments
 
@@ -80,7 +80,7 @@ def start_span(task: Task, key: str, value: AttributeValue, start_time: int | No
         attributes.update(options.attributes)
     name = options.span_name or task.instruments.span_name
     kind = options.span_kind or kind
-    made = _tracers.made.get(id(provider))
+    made = _tracers.made.get(id(provider))  # as `_tracers.get` does, a call less
     tracer = _tracers.add(provider) if made is None else made[1]
     span = tracer.start_span(name, parent, kind, attributes, links, start_time)
     return span, trace.set_span_in_context(span, parent)
@@ -93,10 +93,10 @@ def _make_tracer(provider: TracerProvider) -> Tracer:
 _tracers = PerProvider(_make_tracer)
 
 
-def call_hook(task: Task, span: Span) -> None:
-    """Call the `task_hook`. Its error is logged and goes no further, unless it is one that ends the program."""
+def call_hook(task: Task, span: Span, errors: type[BaseException] = Exception) -> None:
+    """Call the `task_hook`. These errors of it are logged and go no further."""
     hook: Any = task.tracing.task_hook
-    with guarded("The task_hook of the background task %s failed.", task):
+    with guarded("The task_hook of the background task %s failed.", task, errors):
         hook(span, task)
 
 
@@ -150,9 +150,9 @@ def log_failure(message: str, instruments: FunctionInstruments, failure: BaseExc
 
 
 @contextmanager
-def guarded(message: str, task: Task) -> Generator[None]:
+def guarded(message: str, task: Task, errors: type[BaseException] = Exception) -> Generator[None]:
     """Log an error of the telemetry itself, and let it go no further."""
     try:
         yield
-    except Exception as failure:
+    except errors as failure:
         log_failure(message, task.instruments, failure)

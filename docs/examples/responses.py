@@ -1,8 +1,11 @@
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from traced_tasks import TaskTracing, TracedBackgroundTask
-from traced_tasks._background import TracedBackgroundTasks
+from traced_tasks import (
+    TaskTracing,
+    TracedBackgroundTask,
+    TracedBackgroundTasks,
+)
 
 app = FastAPI()
 

@@ -178,6 +178,7 @@ async def test_metrics(client: AsyncClient, backend: Backend) -> None:
         "background_task.duration": "s",
         "background_task.queue.duration": "s",
         "background_task.active": "{task}",
+        "background_task.waiting": "{task}",
         "background_task.lost": "{task}",
     }
 
@@ -243,4 +244,5 @@ def test_otlp_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
         "background_task.duration",
         "background_task.queue.duration",
         "background_task.active",
+        "background_task.waiting",
     }

@@ -278,7 +278,7 @@ async def test_what_is_remembered_is_bounded(measured: Metrics) -> None:
     waits = TracedBackgroundTasks()
     waits.add_task(make_function(0))
 
-    for number in range(1, 3000):
+    for number in range(1, 1500):
         tasks = TracedBackgroundTasks()
         tasks.add_task(make_function(number))
         tasks.tasks.clear()

@@ -95,14 +95,16 @@ def test_stopping(lost: list[story.Recording]) -> None:
         "2 tasks never ran: update_crm, write_audit",
     ]
     assert recorded.explained() == []
-    assert [text.split(",")[0] for text in lost[0].logged] == [
-        f"The background task traced_tasks.demo.signup.{name} was skipped: traced_tasks.demo.signup.charge_card"
-        for name in ("update_crm", "write_audit")
+    charge_card = "traced_tasks.demo.signup.charge_card"
+    assert [text.split(",")[0].split(" after")[0] for text in lost[0].logged] == [
+        f"The background task {charge_card} failed with traced_tasks.demo.signup.PaymentError",
+        f"The background task traced_tasks.demo.signup.update_crm was skipped: {charge_card}",
+        f"The background task traced_tasks.demo.signup.write_audit was skipped: {charge_card}",
     ]
 
 
 def test_continuing(lost: list[story.Recording]) -> None:
-    """With on_error="continue" all four tasks run, one after the other, and there is nothing to warn of."""
+    """With on_error="continue" all four tasks run, one after the other, and there is one failure to warn of."""
     assert tree(lost[1]) == tree(lost[0])
     recorded = Spans(map(Span.of, lost[1].spans))
     assert recorded.findings() == []
@@ -110,7 +112,9 @@ def test_continuing(lost: list[story.Recording]) -> None:
     assert recorded.explained() == ["all 4 tasks ran: send_mail, charge_card, update_crm, write_audit"]
     _, *tasks = recorded.all
     assert all(earlier.end <= later.start for earlier, later in pairwise(tasks))
-    assert lost[1].logged == []
+    assert [text.split(" with")[0] for text in lost[1].logged] == [
+        "The background task traced_tasks.demo.signup.charge_card failed"
+    ]
 
 
 def test_response(recordings: list[story.Recording]) -> None:
@@ -186,7 +190,7 @@ def test_nothing_spills(capfd: pytest.CaptureFixture[str]) -> None:
     file = io.StringIO()
     story.tell(Console(file=file, width=300), "lost")
     assert capfd.readouterr() == ("", "")
-    assert file.getvalue().count("logged: The background task") == 2
+    assert file.getvalue().count("logged: The background task") == 4
     assert "POST /checkout" not in file.getvalue()
     logger = logging.getLogger("traced_tasks")
     assert logger.propagate

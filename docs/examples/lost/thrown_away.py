@@ -1,7 +1,7 @@
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from traced_tasks._background import TracedBackgroundTasks
+from traced_tasks import TracedBackgroundTasks
 
 app = FastAPI()
 
