@@ -51,7 +51,7 @@ _otel_metrics: Any = None
 with suppress(ImportError):
     from opentelemetry.metrics import _internal as _otel_metrics
 
-# As long as no provider is set, these look into the environment each time, for a fifth of a task. So they are asked once.
+# As long as no provider is set, these look into the environment each time, for a fifth of a task. They are asked once.
 _unasked: list[Callable[[], object]] = [trace.get_tracer_provider, metrics.get_meter_provider]
 
 

@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.semconv.schemas import Schemas
 from starlette.background import BackgroundTask
 
-from tests.conftest import Metrics, Spans
+from tests.conftest import Metrics, Spans, collect_garbage
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
 
 
@@ -282,7 +282,7 @@ async def test_what_is_remembered_is_bounded(measured: Metrics) -> None:
         tasks = TracedBackgroundTasks()
         tasks.add_task(make_function(number))
         tasks.tasks.clear()
-    gc.collect()
+    collect_garbage()
     waits.add_task(make_function(0))
 
     waiting = measured.waiting()
