@@ -72,14 +72,9 @@ def shown(value: float, unit: str) -> str:
 def compared(row: Row, peer: str) -> tuple[str, str, bool]:
     """Return how traced-tasks compares to a peer: the value with its range, the figure, and whether it is reached."""
     figures = [figure for figure in row.figures if figure.peer == peer]
-    difference = any(figure.difference for figure in figures)
-    value, least, most = row.against(peer, difference)
-    if difference:
-        told = f"+{shown(value, row.unit)} ({shown(least, row.unit)} to {shown(most, row.unit)})"
-        bounds = [f"{figure.sense} +{shown(figure.bound, row.unit)}" for figure in figures]
-    else:
-        told = f"{value:.2f} ({least:.2f} to {most:.2f})"
-        bounds = [f"{figure.sense} {figure.bound:.2f}" for figure in figures]
+    value, least, most = row.against(peer)
+    told = f"{value:.2f} ({least:.2f} to {most:.2f})"
+    bounds = [f"{figure.sense} {figure.bound:.2f}" for figure in figures]
     return told, ", ".join(bounds), all(figure.reached(value) for figure in figures)
 
 

@@ -58,6 +58,32 @@ class BareTask(BackgroundTask):
             span.end()
 
 
+class OwnTask(BareTask):
+    """A task in a span with a name, attributes and links of its own."""
+
+    def __init__(self, options: dict[str, Any], func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        super().__init__(func, *args, **kwargs)
+        self.options = options
+
+    async def __call__(self) -> None:
+        span = tracer.start_span(
+            self.options["span_name"],
+            self.context,
+            attributes={
+                "code.function.name": FUNCTION_NAME,
+                "background_task.queue.duration": perf_counter() - self.queued_at,
+                **self.options.get("attributes", {}),
+            },
+            links=self.options.get("links"),
+        )
+        token = otel_context.attach(trace.set_span_in_context(span, self.context))
+        try:
+            await BackgroundTask.__call__(self)
+        finally:
+            otel_context.detach(token)
+            span.end()
+
+
 class MeasuredTask(BareTask):
     """A task in a span, with two histogram records while the span is current."""
 

@@ -47,8 +47,6 @@ class Figure(NamedTuple):
     peer: str
     sense: Literal["at most", "below", "at least"]
     bound: float
-    difference: bool = False
-    """Whether the figure is for what comes on top of the peer, and not for the ratio to it."""
 
     def reached(self, value: float) -> bool:
         """Return whether the value is what was to be reached."""
@@ -87,12 +85,12 @@ class Row:
         low, _, high = quantiles(rounds, n=4)
         return (high - low) / 2 / self.median(peer)
 
-    def against(self, peer: str, difference: bool = False) -> tuple[float, float, float]:
-        """Return traced-tasks' ratio to a peer, or the difference: the median of the processes, the least, the most."""
+    def against(self, peer: str) -> tuple[float, float, float]:
+        """Return traced-tasks' ratio to a peer: the median of the processes, the least, the most."""
         values = []
         for rounds in self.processes:
             own, others = median(rounds[SUBJECT]), median(rounds[peer])
-            values.append(own - others if difference else own / others)
+            values.append(own / others)
         return median(values), min(values), max(values)
 
 

@@ -24,7 +24,7 @@ from tests.benchmarks.tasks import BARE, CONFIGURATIONS, CONTRIB, FASTAPI, PLAIN
 TASK = (SUBJECT, PLAIN, BARE, FASTAPI, CONTRIB)
 REQUEST = (SUBJECT, *(peer for peer in requests.APPS if peer != SUBJECT))
 COUNTED = {
-    **{name: (CONFIGURATIONS[name].title, TASK) for name in ("tracing", "off", "metrics", "unsampled")},
+    **{name: (CONFIGURATIONS[name].title, TASK) for name in ("tracing", "off", "metrics", "unsampled", "threads")},
     "request-off": ("a request, one task, telemetry off", REQUEST),
     "request-tracing": ("a request, one task, SDK tracing and operation_spans", REQUEST),
 }

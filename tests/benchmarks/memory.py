@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 from tests.benchmarks.bare import BareTasks, notify
 from tests.benchmarks.harness import SUBJECT, Block, Figure, Processes, Rounds, Row, interleave, report
 from tests.benchmarks.tasks import BARE, CONFIGURATIONS, PLAIN, Queue, block, configure, context_of
-from traced_tasks._background import TracedBackgroundTasks
+from traced_tasks import TracedBackgroundTasks
 
 QUEUES: dict[str, Queue] = {
     PLAIN: starlette.background.BackgroundTasks,
