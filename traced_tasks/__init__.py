@@ -1,11 +1,4 @@
-"""FastAPI background tasks with a span of their own, in the right place.
-
-```python
-@app.post("/checkout")
-async def checkout(tasks: TracedBackgroundTasks):
-    tasks.add_task(notify, user_id=42)
-```
-"""
+"""FastAPI background tasks with a span of their own, in the right place."""
 
 from traced_tasks._background import TracedBackgroundTask
 from traced_tasks._dependency import TaskTracing, TracedBackgroundTasks

@@ -10,6 +10,7 @@ Rule 3: A task that waits has a ticket in `instruments.waiting`. Who takes it an
 `__del__` when it is thrown away, or `run`, which for a `def` task writes another, for its thread to take.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context as Variables
 from contextvars import copy_context
@@ -28,7 +29,7 @@ from traced_tasks._lost import lose
 from traced_tasks._metrics import FunctionInstruments, unmeasured
 from traced_tasks._names import error_type
 from traced_tasks._options import TaskOptions, TaskOptionsDict
-from traced_tasks._run import run
+from traced_tasks._run import raise_again, run
 from traced_tasks._telemetry import instruments_for
 
 P = ParamSpec("P")
@@ -98,8 +99,8 @@ class TracedBackgroundTask(BackgroundTask):
         if self.instruments.waiting.pop(id(self), None):
             lose(self, "skipped", reason)
 
-    def __del__(self) -> None:
-        if id(self) in self.instruments.waiting:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if id(self) in self.instruments.waiting and not is_finalizing():
             del self.instruments.waiting[id(self)]
             lose(self, "dropped", _DROPPED)
 
@@ -189,7 +190,7 @@ class TracedBackgroundTasks(BackgroundTasks):
                 name = task.instruments.name
                 # Its own class may have raised before it called ours.
                 task.skip(f"it failed with {error_name} before its function was called")
-            if not isinstance(raised[-1], Exception):
+            if not isinstance(raised[-1], Exception) or _is_thrown_away(raised[-1]):
                 reason = f"its queue was cut short by {error_name} at {name}"
                 break
             if task.tracing.on_error == "stop":
@@ -204,13 +205,20 @@ class TracedBackgroundTasks(BackgroundTasks):
         else:
             end = [BaseExceptionGroup("background tasks failed", [*raised])]
         raised.clear()
-        raise end.pop()
+        raise_again(end)
 
     def skip(self, reason: str, tasks: Iterable[BackgroundTask] | None = None) -> None:
         """Report that those of the tasks, or of some of them, that have not run will not run."""
         for task in tuple(self.tasks if tasks is None else tasks):  # what a task_hook adds now is not lost yet
             if task is not self:
                 _traced(task, self.tracing).skip(reason)
+
+
+def _is_thrown_away(error: BaseException | None) -> bool:
+    """Whether it is what has become of a `GeneratorExit`, so that nothing may be awaited any more."""
+    while error is not None and type(error) is not GeneratorExit:
+        error = error.__context__
+    return error is not None
 
 
 def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask | TracedBackgroundTasks:

@@ -80,7 +80,7 @@ class Reporter:
         if now - self._second >= 1:
             self._second, self._count = now, 0
         self._count += 1
-        if self._collecting != threading.get_ident() and self._count <= _AT_ONCE:
+        if not self.is_collecting() and self._count <= _AT_ONCE:
             call(*args)
             return
         self._calls.put((call, args))  # reentrant, as that of no other queue
@@ -92,6 +92,10 @@ class Reporter:
             else:
                 # Now, and not at import: what is registered last is called first, and an SDK shuts down at exit, too.
                 atexit.register(self.flush, _AT_EXIT)
+
+    def is_collecting(self) -> bool:
+        """Return whether this thread is collecting garbage."""
+        return self._collecting == threading.get_ident()
 
     def _watch(self, phase: str, info: dict[str, int]) -> None:  # noqa: ARG002
         self._collecting = threading.get_ident() if phase == "start" else None

@@ -1,7 +1,7 @@
 """What a task's function and a failure are called."""
 
-import functools
 from contextlib import suppress
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -10,14 +10,12 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
     """Return the module and the qualified name of the function that was meant, whatever it is wrapped in."""
     try:
         # Real types and real attributes only: a Mock is an instance of whatever it imitates and has every attribute.
-        while type(func) is MethodType or issubclass(type(func), functools.partial):
+        while type(func) is MethodType or issubclass(type(func), partial):
             func = func.__func__ if type(func) is MethodType else func.func
         with suppress(AttributeError):
             # A function and a class have these, and what functools.wraps, C code and wrapt make.
-            qualname, module = (
-                object.__getattribute__(func, "__qualname__"),
-                object.__getattribute__(func, "__module__"),
-            )
+            attribute: Any = partial(object.__getattribute__, func)
+            qualname, module = attribute("__qualname__"), attribute("__module__")
             if type(qualname) is str:
                 return module, qualname
         return type(func).__module__, type(func).__qualname__

@@ -125,6 +125,10 @@ class TaskOptions(
                 raise TypeError(f"the options are keywords, TaskTracing(propagation_style='link'), not {args[0]!r}")
             super().__init__(**options)
 
+        def __getattr__(self, name: str) -> Any:
+            # FastAPI asks each dependency for `__wrapped__`, in each request, and pydantic takes 1 us to say no.
+            raise AttributeError(name)
+
     def __eq__(self, other: object) -> bool:
         # FastAPI calls a dependency once for all that are equal to it, and {"retry": 1} == {"retry": True}.
         return (

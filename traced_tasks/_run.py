@@ -16,9 +16,9 @@ Rule 5: An error of the telemetry is logged, and goes no further.
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar, Token, copy_context
-from time import perf_counter
+from time import perf_counter, time_ns
 from types import FunctionType
-from typing import Any
+from typing import Any, NoReturn
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -55,7 +55,7 @@ async def run(task: Task) -> None:
         _end(begun, result)
         return
     _end(begun, None, raised)
-    raise raised.pop()
+    raise_again(raised)
 
 
 async def _wait_for_thread(task: Task) -> None:
@@ -69,7 +69,7 @@ async def _wait_for_thread(task: Task) -> None:
         raised = [error]
     if waiting.pop(ticket, None):
         lose(task, "skipped", f"it was cut short by {error_type(raised[0])} before its function was called")
-    raise raised.pop()
+    raise_again(raised)
 
 
 def _run_in_thread(task: Task, ticket: object) -> None:
@@ -87,7 +87,7 @@ def _run_in_thread(task: Task, ticket: object) -> None:
         _end(begun, result)
         return
     _end(begun, None, raised)
-    raise raised.pop()
+    raise_again(raised)
 
 
 def _start(task: Task) -> Run:
@@ -111,54 +111,72 @@ def _start(task: Task) -> Run:
     return task, started_at, span, context, token, variables
 
 
-def _end(run: Run, result: Any, raised: Sequence[BaseException] = ()) -> None:
+def _end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tuple[float, int] | None = None) -> None:
     task, started_at, span, _, token, variables = run
     instruments = task.instruments
     error: str | None = None
-    if raised:
-        if type(raised[0]) is GeneratorExit and token is not None:
-            _end_thrown_away(run, raised)
+    seconds, ended_at = ended or (0.0, None)
+    if raised or result is not None:
+        # Now, for what tells of it takes its time: a log handler, or the thread that has more to report.
+        seconds, ended_at = ended or (perf_counter() - started_at, time_ns())
+        if raised and token is not None and (type(raised[0]) is GeneratorExit or reporter.is_collecting()):
+            _end_thrown_away(run, raised, (seconds, ended_at))
             return
-        error = error_type(raised[0])
-    elif result is not None:
-        error = _never(result)
+        error = error_type(raised[0]) if raised else _never(result)
+    elif instruments.measured:
+        seconds = perf_counter() - started_at
     if instruments.measured:
         try:
-            instruments.end(perf_counter() - started_at, error)
+            instruments.end(seconds, error)
         except Exception as failure:
             log_failure("The end of the background task %s could not be measured.", instruments, failure)
     if error is not None:
-        _tell(run, error, raised)
+        _tell(task, span, error, raised, seconds)
     try:
-        span.end()
+        span.end(ended_at)
     except Exception as failure:
         log_failure("The span of the background task %s could not be ended.", instruments, failure)
     # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
-    if token is not None:
-        otel_context.detach(token)
-    for variable, was in variables:
-        variable.reset(was)
-
-
-def _end_thrown_away(run: Run, raised: Sequence[BaseException]) -> None:
-    # A coroutine may be closed in another context than it ran in, and by a garbage collection.
-    task, started_at, span, context, token, variables = run
-    if token is not None and otel_context.get_current() is context:
+    if raised:
+        _leave(token, variables)
+    elif token is not None:
         otel_context.detach(token)
         for variable, was in variables:
             variable.reset(was)
+
+
+def _end_thrown_away(run: Run, raised: Sequence[BaseException], ended: tuple[float, int]) -> None:
+    # A coroutine may be closed by a garbage collection. So it is told of from a context of its own.
+    task, started_at, span, context, token, variables = run
+    _leave(token, variables)
     elsewhere = copy_context()
     elsewhere.run(otel_context.attach, context)
-    reporter(elsewhere.run, _end, (task, started_at, span, context, None, ()), None, tuple(raised))
+    reporter(elsewhere.run, _end, (task, started_at, span, context, None, ()), None, tuple(raised), ended)
 
 
-def _tell(run: Run, error: str, raised: Sequence[BaseException]) -> None:
-    task, started_at, span, _, _, _ = run
+def _leave(token: Token[Context] | None, variables: SetVariables) -> None:
+    own = () if token is None else ((token.var, token),)
+    with suppress(ValueError):  # a coroutine may be closed in another context than it ran in
+        for variable, was in (*own, *variables):
+            variable.reset(was)
+
+
+def raise_again(raised: list[BaseException]) -> NoReturn:
+    """Raise what is in the list, and leave it as it was."""
+    error = raised.pop()
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context  # which is otherwise what is being handled further up
+        del error, context
+
+
+def _tell(task: Task, span: Span, error: str, raised: Sequence[BaseException], seconds: float) -> None:
     name = task.instruments.name
     if raised:
         with guarded("The failure of the background task %s could not be recorded.", task):
             record_exception(raised[0], task, span)
-        seconds = perf_counter() - started_at
         warn(task, error, "The background task %s failed with %s after %.3f s.", name, error, seconds)
     else:
         with guarded("The loss of the background task %s could not be recorded.", task):
@@ -185,6 +203,8 @@ def _never(result: Any) -> str | None:
     with suppress(Exception):  # somebody's metaclass
         for kind, prefix, error in _BODIES:
             if issubclass(type(result), kind):
-                begun, frame = getattr(result, f"{prefix}_suspended", False), getattr(result, f"{prefix}_frame", result)
-                return None if begun or frame is None else error
+                states = ("running", "suspended")
+                if any(getattr(result, f"{prefix}_{state}", False) for state in states):
+                    return None
+                return None if getattr(result, f"{prefix}_frame", result) is None else error
     return None

@@ -145,6 +145,7 @@ def warn(task: Task, error: str, message: str, *args: object) -> None:
 
 def log_failure(message: str, instruments: FunctionInstruments, failure: BaseException) -> None:
     """Log an error of the telemetry itself."""
+    failure.__context__ = None  # of a retry, perhaps, inside of the `except` of the first try
     with suppress(Exception):
         _logger.error(message, instruments.name, exc_info=failure, extra=instruments.attributes)
 

@@ -5,8 +5,11 @@ import gc
 import itertools
 import logging
 import random
+import subprocess
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextvars import ContextVar
 from functools import wraps
 from time import sleep
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from fastapi import BackgroundTasks
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -520,3 +524,172 @@ def test_metrics_of_a_task_without_a_span() -> None:
         if metric.name == "background_task.duration"
     ]
     assert points == ["never_iterated", "ValueError"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+async def test_a_coroutine_that_hides_that_it_is_thrown_away(
+    spans: Spans, caplog: pytest.LogCaptureFixture, on_error: Any
+) -> None:
+    """A task that makes something else of its `GeneratorExit` is thrown away all the same: nothing runs behind it."""
+    ran: list[int] = []
+
+    class Suspend:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def hide() -> None:
+        try:
+            await Suspend()
+        except BaseException:
+            raise RuntimeError("closed")  # noqa: B904
+
+    async def behind() -> None:
+        ran.append(1)
+
+    async def a_step() -> None:
+        coroutine.send(None)
+
+    variable.set("before")
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(on_error=on_error, context_variables=True))
+    tasks.add_task(hide)
+    tasks.add_task(behind)
+    coroutine: Any = tasks()
+    await asyncio.create_task(a_step())  # in another context
+
+    with pytest.raises(RuntimeError, match="closed"):
+        coroutine.close()
+
+    assert ran == []
+    assert errors(spans) == {"hide": "RuntimeError", "behind": "skipped"}
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+variable: ContextVar[str] = ContextVar("variable")
+
+
+class CollectingExporter(SpanProcessor):
+    """It collects garbage while it holds its lock, as Python may do at any time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.ended: list[str] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        with self.lock:
+            self.ended.append(span.name)
+            gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_task_group_that_is_thrown_away_in_an_exporter(spans: Spans) -> None:
+    """A collected task that makes a group of its `GeneratorExit`, as task groups do, does not end in the exporter."""
+    exporter = CollectingExporter()
+    spans.provider.add_span_processor(exporter)
+
+    class Suspend:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def group() -> None:
+        try:
+            await Suspend()
+        except BaseException as error:
+            raise BaseExceptionGroup("group", [error]) from None
+
+    def collect() -> None:
+        coroutine = TracedBackgroundTasks([TracedBackgroundTask(group)])()
+        coroutine.send(None)
+        cycle: list[object] = [coroutine]
+        cycle.append(cycle)
+        del coroutine, cycle
+        trace.get_tracer("mine").start_span("mine").end()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    collect_garbage()
+    assert exporter.ended == ["mine", "background_task group"]
+
+
+async def test_the_end_is_the_functions(spans: Spans) -> None:
+    """A slow log handler is no part of the span of a task that fails."""
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sleep(0.2)
+
+    handler = Slow()
+    logging.getLogger("traced_tasks").addHandler(handler)
+    try:
+        with pytest.raises(ValueError, match="4242"):
+            await TracedBackgroundTask(async_raise_it)()
+    finally:
+        logging.getLogger("traced_tasks").removeHandler(handler)
+
+    (span,) = spans()
+    assert seconds(span) < 0.15
+
+
+async def test_the_context_of_an_exception(spans: Spans) -> None:
+    """What a task's exception came from stays with it, also where the queue runs while another exception is handled."""
+
+    async def fail() -> None:
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise ValueError("second")  # noqa: B904
+
+    chains: list[list[type[BaseException]]] = []
+    for queue in (BackgroundTasks, TracedBackgroundTasks):
+        tasks = queue()
+        tasks.add_task(fail)
+        error: BaseException | None = None
+        try:
+            raise LookupError("of the handler")
+        except LookupError:
+            try:
+                await tasks()
+            except ValueError as raised:
+                error = raised
+        chain: list[type[BaseException]] = []
+        while error is not None:
+            chain.append(type(error))
+            error = error.__context__
+        chains.append(chain)
+
+    plain, traced = chains
+    assert traced == plain == [ValueError, KeyError, LookupError]
+
+
+def test_a_retry_in_an_except(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """What is logged of a hook that fails in a retry does not carry the exception of the first try along."""
+
+    class Retry(TracedBackgroundTask):
+        async def __call__(self) -> None:
+            try:
+                await super().__call__()
+            except ValueError:
+                await super().__call__()
+
+    def broken(span: trace.Span, task: TracedBackgroundTask) -> None:
+        raise RuntimeError("hook broke")
+
+    task = Retry(async_raise_it)
+    task.tracing = TaskTracing(record_exception=False, task_hook=broken)
+
+    with pytest.raises(ValueError, match="4242"):
+        asyncio.run(task())
+
+    assert "hook broke" in caplog.text
+    assert "refused" not in caplog.text
+
+
+def test_silence_of_a_module_at_exit() -> None:
+    """A queue that a module of the standard library keeps until the very end makes no noise."""
+    program = "import json; from traced_tasks import TracedBackgroundTasks as Q; json.q = Q(); json.q.add_task(print)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

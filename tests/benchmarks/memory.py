@@ -72,7 +72,7 @@ def _repeated(length: int, longest: int, context: Context) -> Block:
 
 def size_row(call: str, processes: Processes) -> Row:
     """Return the row of the table for the memory of a call."""
-    return Row(f"memory of {call}", "B", processes, [Figure(PLAIN, "at most", 1.5)])
+    return Row(f"memory of {call}", "B", processes, [Figure(PLAIN, "at most", 1.6)])
 
 
 def lengths_row(processes: Processes) -> Row:

@@ -55,9 +55,8 @@ def check(report: Report, wrapper: str | None = None) -> None:
     assert not list(tasks)
 
     failed = [path for path in report.answers if "failing" in path]
-    warned, logged = [], []
-    for line in report.logged:
-        (warned if line.startswith("traced_tasks: ") else logged).append(line)
+    warned = [line for line in report.logged if line.startswith("traced_tasks: ")]
+    logged = [line for line in report.logged if line not in warned]
     assert logged == ["uvicorn.error: Exception in ASGI application\n"] * len(failed)
     assert [" failed with LookupError after " in line for line in warned] == [True] * (len(failed) // 2)
 

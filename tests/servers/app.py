@@ -65,6 +65,8 @@ logging.getLogger("traced_tasks").addHandler(Warnings())
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, str]]:
+    if threads := os.environ.get("THREADS"):
+        anyio.to_thread.current_default_thread_limiter().total_tokens = int(threads)
     record(lifespan="started")
     yield {"pool": "open"}
     record(lifespan="stopped")

@@ -57,6 +57,25 @@ def test_an_impatient_server(name: str, tmp_path: Path) -> None:
         assert server.records(lifespan="stopped")
 
 
+@pytest.mark.parametrize("name", ["uvicorn-h11-asyncio", "uvicorn-httptools-uvloop"])
+def test_a_task_that_waits_for_a_thread(name: str, tmp_path: Path) -> None:
+    """When all threads are busy at a stop, the task that waits for one was not cut short: it is skipped."""
+    with serve(name, tmp_path, *patience(name, 1), THREADS="1") as server:
+        server.get("/traced/slow?order=runs-sync")
+        wait_for(lambda: len(server.records(ran="slow starts")) == 1)
+        server.get("/traced/slow?order=waits-sync")
+
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: len(server.told("waits-sync")) == 2)
+        server.release()
+        server.process.wait(25)
+
+        assert server.ran("waits-sync") == []
+        assert server.told("waits-sync") == [("sync_slow", "skipped"), ("behind", "skipped")]
+        warnings = "".join(str(line.get("warning")) for line in server.records())
+        assert "it was cut short by asyncio.exceptions.CancelledError before its function was called" in warnings
+
+
 def test_a_killed_worker(tmp_path: Path) -> None:
     """What gunicorn kills tells nothing more; the spans from before are there."""
     with serve("gunicorn", tmp_path, *patience("gunicorn", 1)) as server:
