@@ -201,7 +201,7 @@ class TracedBackgroundTasks(BackgroundTasks):
         if reason:
             self.skip(reason, remaining)
         if not isinstance(raised[-1], Exception) or (reason and len(raised) == 1):
-            end = [raised[-1]]  # as Starlette raises it
+            end: list[BaseException] = [raised[-1]]  # as Starlette raises it
         else:
             end = [BaseExceptionGroup("background tasks failed", [*raised])]
         raised.clear()

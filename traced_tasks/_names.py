@@ -20,7 +20,7 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
                 return module, qualname
         return type(func).__module__, type(func).__qualname__
     except Exception:  # somebody's property or metaclass
-        return None, str(type.__getattribute__(type(func), "__name__"))
+        return None, str(type.__getattribute__(type(func), "__name__"))  # pyright: ignore[reportUnknownArgumentType]
 
 
 def with_module(module: str | None, qualname: str) -> str:

@@ -137,9 +137,9 @@ def _end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tup
     except Exception as failure:
         log_failure("The span of the background task %s could not be ended.", instruments, failure)
     # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
-    if raised:
+    if raised or token is None:
         _leave(token, variables)
-    elif token is not None:
+    else:
         otel_context.detach(token)
         for variable, was in variables:
             variable.reset(was)
