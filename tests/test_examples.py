@@ -714,7 +714,10 @@ def test_scrape() -> None:
             httpx.post(f"{url}/{path}")
         deadline = monotonic() + 20
         lines: list[str] = []
-        while not any(line.startswith("background_task_lost_total{") for line in lines):
+        receipts = (
+            'background_task_duration_seconds_count{code_function_name="scrape.send_receipt",error_type=""} 2.0\n'
+        )
+        while receipts not in lines or not any(line.startswith("background_task_lost_total{") for line in lines):
             assert monotonic() < deadline
             sleep(0.1)
             lines = httpx.get(f"{url}/metrics").text.splitlines(keepends=True)
