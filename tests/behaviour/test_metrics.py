@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import subprocess
 import sys
 import textwrap
@@ -325,7 +324,6 @@ def test_a_provider_that_the_environment_names_late() -> None:
     assert lines == ["opentelemetry.sdk.trace", "opentelemetry.sdk.trace opentelemetry.sdk.metrics._internal"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_while_instruments_are_made() -> None:
     """A process that is forked off while another thread makes instruments makes its own: nothing is left locked."""
     lines = run("""
