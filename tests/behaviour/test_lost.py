@@ -27,7 +27,7 @@ from opentelemetry.trace import StatusCode
 from starlette.background import BackgroundTask
 from starlette.types import Message
 
-from tests.conftest import Spans, collect_garbage, is_child
+from tests.conftest import Metrics, Spans, collect_garbage, is_child
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks, _lost
 from traced_tasks._lost import Reporter
 from traced_tasks._options import OnError
@@ -947,7 +947,7 @@ async def test_the_warning_of_a_loss(spans: Spans, caplog: pytest.LogCaptureFixt
     assert vars(warning)["error.type"] == "dropped"
 
 
-async def test_a_deep_copy(spans: Spans) -> None:
+async def test_a_deep_copy(spans: Spans, measured: Metrics) -> None:
     """A deep copy of a queue is traced when it runs; what was added is the original, which is lost if it never runs."""
     tasks = TracedBackgroundTasks()
     tasks.add_task(notify)
@@ -961,3 +961,5 @@ async def test_a_deep_copy(spans: Spans) -> None:
         ("background_task notify", True),
         ("background_task notify", False),
     ]
+    assert measured.lost() == {("tests.behaviour.test_lost.notify", "dropped"): 1}
+    assert measured.waiting() == {"tests.behaviour.test_lost.notify": 0}
