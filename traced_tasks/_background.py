@@ -239,8 +239,8 @@ def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask 
 
 
 def _not_callable(given: Any) -> TypeError:
-    wanted = "add_task takes a function and its arguments, add_task(notify, 42), not"
-    if not iscoroutine(given):
-        return TypeError(f"{wanted} {given!r}")
-    given.close()  # or Python warns as well that it was never awaited
-    return TypeError(f"{wanted} a coroutine, add_task({given.__name__}(42))")
+    what = repr(given)
+    if iscoroutine(given):
+        given.close()  # or Python warns as well that it was never awaited
+        what = f"a coroutine, add_task({given.__name__}(42))"
+    return TypeError(f"add_task takes a function and its arguments, add_task(notify, 42), not {what}")

@@ -1,5 +1,4 @@
 """Every name of FastAPI, Starlette, OpenTelemetry and New Relic that is not their public API.
-
 Rule: any of them may be gone with the next release. Each says what is missing "Without" it; all else works on.
 """
 
@@ -83,11 +82,7 @@ def global_tracer_provider() -> TracerProvider | None:
 
 
 def in_transaction(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a task's function in the transaction that New Relic puts around it, which is no span, and wanted.
-
-    It is told by the module of its patch. Whoever else patches this method, as opentelemetry-instrumentation-fastapi
-    does, would make a second span. Without that module: no transaction.
-    """
+    """Return a task's function in New Relic's transaction, which is no span, as other patches are. Without: none."""
     if not type(BackgroundTask.__call__).__module__.startswith("newrelic."):
         return func
     with suppress(Exception):

@@ -9,8 +9,7 @@ Rule 3: Nor more than a hundred a second, or thousands of tasks behind one that 
 The others are reported on the thread.
 
 Rule 4: A process that was forked off has none of its parent's tasks to lose, and a thread of its own.
-
-Rule 5: Nothing is reported once Python is finalizing. What was left to the thread before that is waited for.
+Rule 5: Once Python is finalizing nothing is reported. What was left to the thread before is waited for.
 """
 
 import atexit
@@ -94,7 +93,6 @@ class Reporter:
                 atexit.register(self.flush, _AT_EXIT)
 
     def is_collecting(self) -> bool:
-        """Return whether this thread is collecting garbage."""
         return self._collecting == threading.get_ident()
 
     def _watch(self, phase: str, info: dict[str, int]) -> None:  # noqa: ARG002

@@ -14,16 +14,14 @@ from traced_tasks._version import __version__
 # 1 ms to 10 min: OpenTelemetry's advice for HTTP durations ends where many background tasks begin.
 _BOUNDARIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
-_REMEMBERED = 1024
-"""So many functions that have no task now are remembered for each provider, those that had one last."""
+_REMEMBERED = 1024  # functions without a task, of each provider: those that had one last
 
 
 class FunctionInstruments:
     """The names of a function, and the instruments as its tasks use them."""
 
     def __init__(self, instruments: "Instruments", name: str, span_name: str) -> None:
-        self.name = name
-        """The `code.function.name`."""
+        self.name = name  # the `code.function.name`
         self.span_name = span_name
         self.attributes = {"code.function.name": name}
         self.measured = instruments.measured
@@ -98,5 +96,4 @@ _everyone = weakref.WeakSet[FunctionInstruments]()
 at_fork(after_in_child=_forked)
 
 instruments_of = PerProvider(Instruments).get
-unmeasured = Instruments(NoOpMeterProvider())
-"""As long as no provider is set."""
+unmeasured = Instruments(NoOpMeterProvider())  # as long as no provider is set

@@ -66,11 +66,7 @@ class TaskOptionsDict(TypedDict, total=False):
 class TaskOptions(
     BaseModel, title="TaskTracing", frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True
 ):
-    """How the span of a background task looks: frozen, hashable, and strict about names and types.
-
-    Raises:
-        pydantic.ValidationError: An option is unknown or its value is of the wrong type.
-    """
+    """How a background task is traced: frozen, hashable, and strict about names and types."""
 
     propagation_style: PropagationStyle = "child"
     """Where the span belongs, seen from the span that was current at `add_task`.

@@ -8,9 +8,7 @@ Rule 3: It ends outside of the `except` that caught what the function raised. Wh
 raises, records or logs inside of it would carry the function's exception along, as its `__context__`.
 
 Rule 4: The exception is then raised again as it is, and popped, not kept: its traceback refers to the frame, and both
-would live on, with all arguments, until the next garbage collection.
-
-Rule 5: An error of the telemetry is logged, and goes no further.
+would live on until the next garbage collection. An error of the telemetry is logged, and goes no further.
 """
 
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
@@ -137,12 +135,7 @@ def _end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tup
     except Exception as failure:
         log_failure("The span of the background task %s could not be ended.", instruments, failure)
     # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
-    if raised or token is None:
-        _leave(token, variables)
-    else:
-        otel_context.detach(token)
-        for variable, was in variables:
-            variable.reset(was)
+    _leave(token, variables)
 
 
 def _end_thrown_away(run: Run, raised: Sequence[BaseException], ended: tuple[float, int]) -> None:
@@ -155,10 +148,13 @@ def _end_thrown_away(run: Run, raised: Sequence[BaseException], ended: tuple[flo
 
 
 def _leave(token: Token[Context] | None, variables: SetVariables) -> None:
-    own = () if token is None else ((token.var, token),)
-    with suppress(ValueError):  # a coroutine may be closed in another context than it ran in
-        for variable, was in (*own, *variables):
+    try:
+        if token is not None:
+            token.var.reset(token)
+        for variable, was in variables:
             variable.reset(was)
+    except ValueError:  # a coroutine may be closed in another context than it ran in
+        pass
 
 
 def raise_again(raised: list[BaseException]) -> NoReturn:

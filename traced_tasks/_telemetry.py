@@ -80,9 +80,7 @@ def start_span(task: Task, key: str, value: AttributeValue, start_time: int | No
         attributes.update(options.attributes)
     name = options.span_name or task.instruments.span_name
     kind = options.span_kind or kind
-    made = _tracers.made.get(id(provider))  # as `_tracers.get` does, a call less
-    tracer = _tracers.add(provider) if made is None else made[1]
-    span = tracer.start_span(name, parent, kind, attributes, links, start_time)
+    span = _tracer_of(provider).start_span(name, parent, kind, attributes, links, start_time)
     return span, trace.set_span_in_context(span, parent)
 
 
@@ -90,7 +88,7 @@ def _make_tracer(provider: TracerProvider) -> Tracer:
     return provider.get_tracer("traced_tasks", __version__, SCHEMA_URL)
 
 
-_tracers = PerProvider(_make_tracer)
+_tracer_of = PerProvider(_make_tracer).get
 
 
 def call_hook(task: Task, span: Span, errors: type[BaseException] = Exception) -> None:
@@ -101,10 +99,7 @@ def call_hook(task: Task, span: Span, errors: type[BaseException] = Exception) -
 
 
 def record_exception(exc: BaseException, task: Task, span: Span) -> None:
-    """Record what a failed task raised, as far as `record_exception` lets it out, by the signal that is opted in to.
-
-    See https://opentelemetry.io/docs/specs/semconv/exceptions/ for `OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN`.
-    """
+    """Record what a failed task raised, see https://opentelemetry.io/docs/specs/semconv/exceptions/."""
     span.set_attribute("error.type", error_type(exc))
     span.set_status(StatusCode.ERROR)
     if not task.tracing.record_exception:

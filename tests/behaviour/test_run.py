@@ -98,7 +98,7 @@ async def test_the_wait_for_a_thread_is_no_work(spans: Spans, measured: Metrics)
     assert waited[2] - waited[0] > 0.08
     name = attributes(tasks[0])["code.function.name"]
     assert measured.points("background_task.queue.duration")[name].sum == pytest.approx(sum(waited))
-    assert measured.points("background_task.duration")[name].sum == pytest.approx(sum(map(seconds, tasks)), abs=0.03)
+    assert measured.points("background_task.duration")[name].sum == pytest.approx(sum(map(seconds, tasks)), abs=0.1)
 
 
 async def test_a_span_is_its_threads(spans: Spans) -> None:
