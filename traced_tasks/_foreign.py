@@ -1,6 +1,5 @@
-"""Every name of FastAPI, Starlette, OpenTelemetry and New Relic that is not their public API.
-Rule: any of them may be gone with the next release. Each says what is missing "Without" it; all else works on.
-"""
+"""Every name of FastAPI, Starlette, OpenTelemetry and New Relic that is not their public API."""
+# Rule: any of them may be gone with the next release. Each says what is missing "Without" it; all else works on.
 
 from collections.abc import Callable
 from contextlib import suppress
