@@ -135,22 +135,25 @@ def _end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tup
     except Exception as failure:
         log_failure("The span of the background task %s could not be ended.", instruments, failure)
     # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
-    _leave(token, variables)
+    _leave(token, variables, raised)
 
 
 def _end_thrown_away(run: Run, raised: Sequence[BaseException], ended: tuple[float, int]) -> None:
     # A coroutine may be closed by a garbage collection. So it is told of from a context of its own.
     task, started_at, span, context, token, variables = run
-    _leave(token, variables)
+    _leave(token, variables, raised)
     elsewhere = copy_context()
     elsewhere.run(otel_context.attach, context)
     reporter(elsewhere.run, _end, (task, started_at, span, context, None, ()), None, tuple(raised), ended)
 
 
-def _leave(token: Token[Context] | None, variables: SetVariables) -> None:
+def _leave(token: Token[Context] | None, variables: SetVariables, raised: Sequence[BaseException]) -> None:
     try:
-        if token is not None:
+        # Not so if another package, such as ddtrace, keeps the current context: its token may be of any type.
+        if raised and isinstance(token, Token):
             token.var.reset(token)
+        elif token is not None:
+            otel_context.detach(token)
         for variable, was in variables:
             variable.reset(was)
     except ValueError:  # a coroutine may be closed in another context than it ran in

@@ -11,12 +11,14 @@ import httpx
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from starlette.background import BackgroundTask
 from starlette.types import ASGIApp
 
 from tests.conftest import HAS_TELEMETRY, Spans, is_child, scope
-from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
 
 CONTRIB = "opentelemetry.instrumentation.fastapi"
 
@@ -181,3 +183,35 @@ async def test_another_patch_of_a_task(spans: Spans, monkeypatch: pytest.MonkeyP
 
     assert names == []
     assert [span.name for span in spans.tasks()] == ["background_task print", "background_task sleep"]
+
+
+class OwnContext(ContextVarsRuntimeContext):
+    """Keeps the current context in a way of its own, as ddtrace does: its tokens are none of `contextvars`."""
+
+    def attach(self, context: Context) -> Any:
+        return [super().attach(context)]
+
+    def detach(self, token: Any) -> None:
+        super().detach(*token)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_another_keeper_of_the_context(spans: Spans, monkeypatch: pytest.MonkeyPatch, sync: bool) -> None:
+    """Who else keeps the current context has it back after each task, one that fails as well."""
+    monkeypatch.setattr("opentelemetry.context._RUNTIME_CONTEXT", OwnContext())
+
+    def raise_it() -> None:
+        raise ValueError
+
+    async def async_raise_it() -> None:
+        raise ValueError
+
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(on_error="continue"))
+    tasks.add_task(raise_it if sync else async_raise_it)
+    tasks.add_task(print)
+    tasks.add_task(anyio.sleep, 0)
+    with pytest.raises(ExceptionGroup):
+        await tasks()
+
+    assert not trace.get_current_span().get_span_context().is_valid
+    assert [(span.parent, span.status.is_ok) for span in spans.tasks()] == [(None, False), (None, True), (None, True)]
