@@ -25,12 +25,14 @@ from opentelemetry.context import Context
 from starlette.background import BackgroundTask
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 
+from traced_tasks._engines import Engine, engine_task
+from traced_tasks._handover import EngineHandover
 from traced_tasks._lost import lose
 from traced_tasks._metrics import FunctionInstruments, unmeasured
 from traced_tasks._names import error_type
 from traced_tasks._options import TaskOptions, TaskOptionsDict
 from traced_tasks._run import raise_again, run
-from traced_tasks._telemetry import instruments_for
+from traced_tasks._telemetry import Handover, instruments_for
 
 P = ParamSpec("P")
 
@@ -66,7 +68,9 @@ class TracedBackgroundTask(BackgroundTask):
     tracing: TaskOptions
     context: Context
     captured_variables: Variables | None = None
-    queued_at: float
+    queued_at: float | None
+    handover: Handover | None = None
+    gives_way: bool = False
     instruments: FunctionInstruments = unmeasured.of(None, "TracedBackgroundTask")
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -74,12 +78,13 @@ class TracedBackgroundTask(BackgroundTask):
 
     def _capture(self, func: Any, args: Any, kwargs: Any, tracing: TaskOptions, is_async: bool | None = None) -> None:
         self.func, self.args, self.kwargs, self.tracing = func, args, kwargs, tracing
+        is_function = type(func) is FunctionType
         # As Starlette tells it, which would take as long as all else here.
         if is_async is not None:
             self.is_async = is_async
-        elif type(func) is FunctionType and func.__code__.co_flags & CO_COROUTINE:
+        elif is_function and func.__code__.co_flags & CO_COROUTINE:
             self.is_async = True
-        elif type(func) is FunctionType and not func.__dict__:  # nobody has marked it as async
+        elif is_function and not func.__dict__:  # nobody has marked it as async
             self.is_async = False
         elif callable(func):
             self.is_async = BackgroundTask(func).is_async
@@ -90,7 +95,17 @@ class TracedBackgroundTask(BackgroundTask):
             self.captured_variables = copy_context()
         self.queued_at = perf_counter()
         self.instruments = instruments = instruments_for(func, tracing.meter_provider)
+        if not is_function and (found := engine_task(func)) is not None:
+            self._capture_engine_task(*found)
         instruments.waiting[id(self)] = True
+
+    def _capture_engine_task(self, engine: Engine, task: Any, by_method: bool) -> None:
+        if self.tracing.broker is not None and engine.broker(task) is self.tracing.broker:
+            self.handover = EngineHandover(engine, task, self.tracing, self.instruments)
+            self.is_async = not engine.blocks
+        elif not by_method:
+            self.func = engine.local(task)
+            self.is_async = BackgroundTask(engine.function(task)).is_async
 
     __call__ = run  # pyright: ignore[reportAssignmentType]
 

@@ -42,8 +42,8 @@ def _report(task: Task, error: str, reason: str, lost_at: int) -> None:
     span: Span = INVALID_SPAN
     context = task.context
     with guarded("The loss of the background task %s could not be traced.", task):
-        queued_at = time_ns() - int((perf_counter() - task.queued_at) * 1e9)
-        span, context = start_span(task, "error.type", error, queued_at)
+        waited = 0 if task.queued_at is None else perf_counter() - task.queued_at
+        span, context = start_span(task, task.tracing, "error.type", error, time_ns() - int(waited * 1e9))
     token = otel_context.attach(context)
     warn(task, error, "The background task %s was %s: %s.", name, error, reason)
     with guarded("The loss of the background task %s could not be traced.", task):

@@ -20,9 +20,10 @@ _REMEMBERED = 1024  # functions without a task, of each provider: those that had
 class FunctionInstruments:
     """The names of a function, and the instruments as its tasks use them."""
 
-    def __init__(self, instruments: "Instruments", name: str, span_name: str) -> None:
+    def __init__(self, instruments: "Instruments", name: str, function: str) -> None:
         self.name = name  # the `code.function.name`
-        self.span_name = span_name
+        self.function = function
+        self.span_name = f"background_task {function}"
         self.attributes = {"code.function.name": name}
         self.measured = instruments.measured
         self._instruments = instruments
@@ -32,10 +33,11 @@ class FunctionInstruments:
         self.running: list[None] = []
         _everyone.add(self)
 
-    def start(self, queue_duration: float) -> None:
-        """Count a task as running, and record how long it waited, in seconds."""
+    def start(self, queue_duration: float | None) -> None:
+        """Count a task as running, and record how long it waited, in seconds, if that is known."""
         self.running.append(None)
-        self._instruments.queue_duration.record(queue_duration, self.attributes)
+        if queue_duration is not None:
+            self._instruments.queue_duration.record(queue_duration, self.attributes)
 
     def end(self, duration: float, error: str | None) -> None:
         """Count a task as running no more, and record how long it ran, in seconds, and its `error.type`."""
@@ -76,8 +78,8 @@ class Instruments:
         with making:
             function = self._functions.get(name)  # it is there, if it is forgotten and still has tasks
             if function is None:
-                span_name = f"background_task {qualname.rpartition('<locals>.')[2]}"
-                function = self._functions[name] = FunctionInstruments(self, name, span_name)
+                function = FunctionInstruments(self, name, qualname.rpartition("<locals>.")[2])
+                self._functions[name] = function
             return function
 
     def _observe(self, tasks: str, options: CallbackOptions) -> Iterator[Observation]:  # noqa: ARG002

@@ -5,19 +5,29 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+from traced_tasks._engines import engine_task
+
 
 def qualified_name(func: Any) -> tuple[str | None, str]:
     """Return the module and the qualified name of the function that was meant, whatever it is wrapped in."""
     try:
+        suffix = ""
         # Real types and real attributes only: a Mock is an instance of whatever it imitates and has every attribute.
-        while type(func) is MethodType or issubclass(type(func), partial):
-            func = func.__func__ if type(func) is MethodType else func.func
+        while True:
+            if (found := engine_task(func)) is not None:
+                func, suffix = found.engine.function(found.task), found.engine.suffix
+            elif type(func) is MethodType:
+                func = func.__func__
+            elif issubclass(type(func), partial):
+                func = func.func
+            else:
+                break
         with suppress(AttributeError):
             # A function and a class have these, and what functools.wraps, C code and wrapt make.
             attribute: Any = partial(object.__getattribute__, func)
             qualname, module = attribute("__qualname__"), attribute("__module__")
             if type(qualname) is str:
-                return module, qualname
+                return module, qualname.removesuffix(suffix)
         return type(func).__module__, type(func).__qualname__
     except Exception:  # somebody's property or metaclass
         return None, str(type.__getattribute__(type(func), "__name__"))  # pyright: ignore[reportUnknownArgumentType]

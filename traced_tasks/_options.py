@@ -1,13 +1,15 @@
 """What can be chosen about a task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypedDict
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Link, Span, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
 from pydantic import AfterValidator, BaseModel, Field, Strict
 from starlette.background import BackgroundTask
+
+from traced_tasks._engines import engine_of_broker
 
 PropagationStyle = Literal["child", "link", "none"]
 OnError = Literal["stop", "continue"]
@@ -34,13 +36,27 @@ def _task_hook(hook: Any) -> Any:
     return hook
 
 
+def _broker(broker: Any) -> Any:
+    if engine_of_broker(broker) is None:
+        # Its type only: a URL has a password in it. And no ValueError, of which pydantic shows the value.
+        given = f"{type(broker).__module__}.{type(broker).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"a broker is one of Taskiq's or of Dramatiq's, or Celery's app, not an object of type {given}")
+    return broker
+
+
 if TYPE_CHECKING:
+    from celery import Celery  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
+    from dramatiq import Broker as DramatiqBroker
+    from taskiq import AsyncBroker
+
     from traced_tasks._background import TracedBackgroundTask
 
+    Broker: TypeAlias = AsyncBroker | Celery | DramatiqBroker
     Attributes = Mapping[str, AttributeValue]
     Links = Sequence[Link]
     TaskHook = Callable[[Span, TracedBackgroundTask], None]
 else:
+    Broker = Annotated[Any, AfterValidator(_broker)]
     # pydantic cannot read OpenTelemetry's type, which refers to itself by name in a module of its own.
     Attributes = Mapping[str, Annotated[Any, AfterValidator(_attribute_value)]]
     Links = Annotated[tuple[Link, ...], Strict(False)]
@@ -59,6 +75,7 @@ class TaskOptionsDict(TypedDict, total=False):
     on_error: OnError
     task_hook: TaskHook | None
     context_variables: bool
+    broker: Broker | None
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
 
@@ -107,6 +124,12 @@ class TaskOptions(
 
     `False`: as in Starlette, where nothing is left of what a `def` handler has set. `True`: all but what the event
     loop's libraries keep for themselves. They are back to what they were when the task ends."""
+
+    broker: Broker | None = None
+    """The Taskiq broker, Celery app or Dramatiq broker to whose workers its tasks are handed over.
+
+    That is, those that are tasks of this very broker, given as the task itself or as its `kiq`, `delay` or `send`.
+    Every other function runs in this process."""
 
     tracer_provider: TracerProvider | None = None
     """The provider of the tracer. `None`: OpenTelemetry's global one, as it is when the task starts."""

@@ -18,6 +18,8 @@ from time import perf_counter, time_ns
 from types import FunctionType
 from typing import Any, NoReturn
 
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
@@ -29,10 +31,15 @@ from traced_tasks._lost import lose, reporter
 from traced_tasks._names import error_type
 from traced_tasks._telemetry import Task, call_hook, guarded, log_failure, record_exception, start_span, warn
 
+# Threads that are not those of the `def` routes: with a broker that does not answer, a send may never return.
+_SENDING = 10
+_sending: RunVar[CapacityLimiter] = RunVar("traced_tasks")
+
 SetVariables = Sequence[tuple[ContextVar[Any], Token[Any]]]
 
-Run = tuple[Task, float, Span, Context, Token[Context] | None, SetVariables]
-"""The task, when it started, its span, its context, the token to detach that, and the variables that were set."""
+Run = tuple[Task, float, Span, Context, Token[Context] | None, SetVariables, bool]
+"""The task, when it started, its span, its context, the token to detach that, the variables that were set, and whether
+it is measured."""
 
 
 async def run(task: Task) -> None:
@@ -41,18 +48,18 @@ async def run(task: Task) -> None:
     if not task.is_async:
         await _wait_for_thread(task)
         return
-    begun = _start(task)
+    begun = start(task)
     try:
         if task.tracing.task_hook is not None:
             call_hook(task, begun[2])
         func = task.func if type(BackgroundTask.__call__) is FunctionType else in_transaction(task.func)
-        result = await func(*task.args, **task.kwargs)
+        result = await (task.handover or func)(*task.args, **task.kwargs)
     except BaseException as error:
         raised = [error]
     else:
-        _end(begun, result)
+        end(begun, result)
         return
-    _end(begun, None, raised)
+    end(begun, None, raised)
     raise_again(raised)
 
 
@@ -61,7 +68,10 @@ async def _wait_for_thread(task: Task) -> None:
     ticket = object()  # not the task's own: it may be running at the same time, for another response
     waiting[ticket] = True
     try:
-        await run_in_threadpool(_run_in_thread, task, ticket)
+        if task.handover is None:
+            await run_in_threadpool(_run_in_thread, task, ticket)
+        else:
+            await to_thread.run_sync(_run_in_thread, task, ticket, limiter=_sending_threads())
         return
     except BaseException as error:
         raised = [error]
@@ -70,47 +80,66 @@ async def _wait_for_thread(task: Task) -> None:
     raise_again(raised)
 
 
+def _sending_threads() -> CapacityLimiter:
+    try:
+        return _sending.get()
+    except LookupError:
+        _sending.set(CapacityLimiter(_SENDING))
+        return _sending.get()
+
+
 def _run_in_thread(task: Task, ticket: object) -> None:
     if not task.instruments.waiting.pop(ticket, None):
         return  # it is cancelled already, and reported
-    begun = _start(task)
+    begun = start(task)
     try:
         if task.tracing.task_hook is not None:
             call_hook(task, begun[2])
         func = task.func if type(BackgroundTask.__call__) is FunctionType else in_transaction(task.func)
-        result = func(*task.args, **task.kwargs)
+        result = (task.handover or func)(*task.args, **task.kwargs)
     except BaseException as error:
         raised = [error]
     else:
-        _end(begun, result)
+        end(begun, result)
         return
-    _end(begun, None, raised)
+    end(begun, None, raised)
     raise_again(raised)
 
 
-def _start(task: Task) -> Run:
-    instruments = task.instruments
-    started_at = perf_counter()
+def start(task: Task, ago: float = 0) -> Run:
+    """Start the run of a task, right before its function is called, or as if it had been called `ago` seconds ago."""
+    instruments, handover = task.instruments, task.handover
+    started_at = perf_counter() - ago
+    waited: float | None = None
+    span: Span = INVALID_SPAN
+    context = task.context
     try:
-        span, context = start_span(task, "background_task.queue.duration", started_at - task.queued_at)
+        if task.queued_at is not None:
+            waited = started_at - task.queued_at
+        if handover is not None:
+            span, context = handover.start_span(task)
+        elif not task.gives_way:
+            start_time = time_ns() - int(ago * 1e9) if ago else None
+            span, context = start_span(task, task.tracing, "background_task.queue.duration", waited, start_time)
     except Exception as failure:
-        span, context = INVALID_SPAN, task.context
         log_failure("The background task %s runs without a span, which could not be started.", instruments, failure)
     variables: SetVariables = ()
     if task.captured_variables is not None:
         own = [variable for variable in task.captured_variables if variable not in loop_variables]
         variables = [(variable, variable.set(task.captured_variables[variable])) for variable in own]
-    token = otel_context.attach(context)
-    if instruments.measured:
+    token = None if task.gives_way else otel_context.attach(context)
+    measured = instruments.measured and handover is None  # what is handed over is measured where it runs
+    if measured:
         try:
-            instruments.start(started_at - task.queued_at)
+            instruments.start(waited)
         except Exception as failure:
             log_failure("The start of the background task %s could not be measured.", instruments, failure)
-    return task, started_at, span, context, token, variables
+    return task, started_at, span, context, token, variables, measured
 
 
-def _end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tuple[float, int] | None = None) -> None:
-    task, started_at, span, _, token, variables = run
+def end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tuple[float, int] | None = None) -> None:
+    """End the run of a task, with what its function returned or raised, now or after so many seconds, at that time."""
+    task, started_at, span, context, token, variables, measured = run
     instruments = task.instruments
     error: str | None = None
     seconds, ended_at = ended or (0.0, None)
@@ -121,13 +150,16 @@ def _end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tup
             _end_thrown_away(run, raised, (seconds, ended_at))
             return
         error = error_type(raised[0]) if raised else _never(result)
-    elif instruments.measured:
+    elif measured:
         seconds = perf_counter() - started_at
-    if instruments.measured:
+    if measured:
         try:
             instruments.end(seconds, error)
         except Exception as failure:
             log_failure("The end of the background task %s could not be measured.", instruments, failure)
+    if task.handover is not None and task.handover.gives_way:
+        began_at = ended_at - int(seconds * 1e9) if raised and ended_at else None
+        span = task.handover.left_open(task, context, began_at)
     if error is not None:
         _tell(task, span, error, raised, seconds)
     try:
@@ -140,11 +172,11 @@ def _end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tup
 
 def _end_thrown_away(run: Run, raised: Sequence[BaseException], ended: tuple[float, int]) -> None:
     # A coroutine may be closed by a garbage collection. So it is told of from a context of its own.
-    task, started_at, span, context, token, variables = run
+    task, started_at, span, context, token, variables, measured = run
     _leave(token, variables, raised)
     elsewhere = copy_context()
     elsewhere.run(otel_context.attach, context)
-    reporter(elsewhere.run, _end, (task, started_at, span, context, None, ()), None, tuple(raised), ended)
+    reporter(elsewhere.run, end, (task, started_at, span, context, None, (), measured), None, tuple(raised), ended)
 
 
 def _leave(token: Token[Context] | None, variables: SetVariables, raised: Sequence[BaseException]) -> None:
@@ -172,19 +204,30 @@ def raise_again(raised: list[BaseException]) -> NoReturn:
 
 
 def _tell(task: Task, span: Span, error: str, raised: Sequence[BaseException], seconds: float) -> None:
-    name = task.instruments.name
+    name, handover = task.instruments.name, task.handover
     if raised:
         with guarded("The failure of the background task %s could not be recorded.", task):
             record_exception(raised[0], task, span)
-        warn(task, error, "The background task %s failed with %s after %.3f s.", name, error, seconds)
+        if handover is None:
+            warn(task, error, "The background task %s failed with %s after %.3f s.", name, error, seconds)
+            return
+        lost, message = "unconfirmed", _UNCONFIRMED
+        args: tuple[object, ...] = (name, handover.system, error, seconds, handover.message_id)
     else:
-        with guarded("The loss of the background task %s could not be recorded.", task):
-            span.set_attribute("error.type", error)
+        lost, message, args = error, _NEVER_RAN, (name, _REASONS[error])
+    with guarded("The loss of the background task %s could not be recorded.", task):
+        span.set_attribute("error.type", lost)
+        task.instruments.lose(lost)
+        if not raised:
             span.set_status(StatusCode.ERROR, _REASONS[error])
-            task.instruments.lose(error)
-        warn(task, error, "The body of the background task %s never ran: %s.", name, _REASONS[error])
+    warn(task, lost, message, *args)
 
 
+_NEVER_RAN = "The body of the background task %s never ran: %s."
+_UNCONFIRMED = (
+    "The background task %s is unconfirmed: to hand it over to %s failed with %s after %.3f s. "
+    "Its message %s may have arrived, or not."
+)
 _REASONS = {
     "never_awaited": "its function returned a coroutine or an async generator, which nobody awaits. Give add_task an "
     "`async def` function that does, or the one that is called there",

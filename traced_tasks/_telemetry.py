@@ -27,7 +27,7 @@ _logger = logging.getLogger("traced_tasks")
 
 
 class Task(Protocol):
-    """What was taken along in `add_task`."""
+    """What was taken along in `add_task`, or came with a message."""
 
     func: Any
     args: Any
@@ -36,8 +36,22 @@ class Task(Protocol):
     tracing: TaskOptions
     context: Context  # OpenTelemetry's
     captured_variables: Variables | None  # all context variables, if `context_variables` asks for them
-    queued_at: float  # by `time.perf_counter`
+    queued_at: float | None  # by `time.perf_counter`; `None` for a message that does not say
     instruments: FunctionInstruments
+    handover: "Handover | None"  # what is called instead of a function that an engine's workers call
+    gives_way: bool  # whether an instrumentation of the engine's own makes the span, in a worker
+
+
+class Handover(Protocol):
+    """What sends a task to the workers of an engine."""
+
+    system: str  # the engine's name
+    message_id: str
+    gives_way: bool  # as a task does in a worker
+
+    def start_span(self, task: Task) -> tuple[Span, Context]: ...
+    def left_open(self, task: Task, context: Context, started_at: int | None) -> Span: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 def instruments_for(func: Callable[..., Any], provider: MeterProvider | None) -> FunctionInstruments:
@@ -56,9 +70,11 @@ def instruments_for(func: Callable[..., Any], provider: MeterProvider | None) ->
         return instruments
 
 
-def start_span(task: Task, key: str, value: AttributeValue, start_time: int | None = None) -> tuple[Span, Context]:
-    """Start the span of a task, with one attribute more, and return it with the context in which it is current."""
-    options, parent = task.tracing, task.context
+def start_span(
+    task: Task, options: TaskOptions, key: str, value: AttributeValue, start_time: int | None = None
+) -> tuple[Span, Context]:
+    """Start a span of a task, with one attribute more, and return it with the context in which it is current."""
+    parent = task.context
     provider = options.tracer_provider
     if provider is None:
         provider = _foreign.global_tracer_provider()
@@ -75,7 +91,9 @@ def start_span(task: Task, key: str, value: AttributeValue, start_time: int | No
         parent = trace.set_span_in_context(INVALID_SPAN, parent)
     if provider is None:
         return INVALID_SPAN, parent
-    attributes: dict[str, AttributeValue] = {"code.function.name": task.instruments.name, key: value}
+    attributes: dict[str, AttributeValue] = {"code.function.name": task.instruments.name}
+    if value is not None:
+        attributes[key] = value
     if options.attributes:
         attributes.update(options.attributes)
     name = options.span_name or task.instruments.span_name

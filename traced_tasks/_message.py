@@ -1,0 +1,51 @@
+"""What travels with a message to a worker: the headers of the propagators, and one of ours."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+
+from traced_tasks._options import TaskOptions
+
+_HEADER = "traced_tasks"
+
+
+class Message(NamedTuple):
+    """What came with a message."""
+
+    context: Context
+    queued_at: float | None
+    """When `add_task` was called, by `time.time`. `None`: somebody else sent the message."""
+    options: TaskOptions
+
+
+def write(tracing: TaskOptions, queued_at: float) -> dict[str, str]:
+    """Return the headers for a task with these options, sent from within the current context."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    ours: dict[str, Any] = {"propagation_style": tracing.propagation_style, "queued_at": queued_at}
+    if tracing.span_name is not None:
+        ours["span_name"] = tracing.span_name
+    if tracing.attributes:
+        ours["attributes"] = dict(tracing.attributes)
+    if not tracing.record_exception:
+        ours["record_exception"] = False
+    headers[_HEADER] = json.dumps(ours, default=str)
+    return headers
+
+
+def read(headers: Mapping[str, Any], tracing: TaskOptions) -> Message:
+    """Return what came with a message, merged with the options of the worker."""
+    # Into an empty one: a worker within the application's process has the request's around it.
+    context = propagate.extract(headers, Context())
+    try:
+        changes: Any = json.loads(headers[_HEADER])
+        queued_at = float(changes.pop("queued_at"))
+        if not tracing.record_exception:
+            changes["record_exception"] = False
+        return Message(context, queued_at, tracing.merge(changes))
+    except Exception:
+        is_traced = trace.get_current_span(context).get_span_context().is_valid
+        return Message(context, None, tracing.merge({"propagation_style": "link" if is_traced else "none"}))

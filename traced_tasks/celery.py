@@ -1,0 +1,118 @@
+"""Background tasks in the workers of [Celery](https://docs.celeryq.dev)."""
+
+import sys
+from time import time
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from celery import Celery, signals  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
+from celery.exceptions import (  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+
+from traced_tasks import _worker
+from traced_tasks._dependency import TaskTracing
+from traced_tasks._engines import CELERY
+from traced_tasks._options import TaskOptions
+from traced_tasks._run import Run, end
+
+__all__ = ["trace_tasks"]
+
+
+def trace_tasks(app: Celery, *, tracing: TaskTracing | None = None) -> None:
+    """Give each task that a worker of an app runs a span of its own.
+
+    Called where the app is made, in the application's process as well:
+
+    ```python
+    app = Celery("shop", broker="redis://localhost")
+    trace_tasks(app)
+    ```
+
+    Where opentelemetry-instrumentation-celery is active as well, the span is that one's. Called once more for an app,
+    it replaces the options.
+
+    Args:
+        app: The app. Tasks of others are left alone.
+        tracing: The worker's own options: `attributes`, `task_hook`, `record_exception`, `span_kind`, the providers. On
+            the same key, what came with the message wins. Default: `TaskTracing()`.
+
+    Raises:
+        TypeError: `app` is not a Celery app, or `tracing` not a `TaskTracing`.
+    """
+    if not isinstance(app, Celery):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"trace_tasks takes a Celery app, not an object of type {type(app).__qualname__}")
+    _Tracing(app, _worker.options(tracing)).connect()
+
+
+class _Tracing:
+    def __init__(self, app: Any, tracing: TaskOptions) -> None:
+        self._app, self._tracing = app, tracing
+        self._runs: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
+        # On a time limit, the process that gave a task out no longer has its request.
+        self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+    def connect(self) -> None:
+        uid = f"traced_tasks {id(self._app)}"
+        for name, receiver in {
+            "task_prerun": self._start,
+            "task_postrun": self._end,
+            "task_received": self._keep,
+            "task_failure": self._fail,
+            "task_revoked": self._revoke,
+            "worker_process_shutdown": self._flush,
+            "worker_shutdown": self._flush,
+        }.items():
+            signal: Any = getattr(signals, name)
+            signal.disconnect(dispatch_uid=uid)
+            signal.connect(receiver, weak=False, dispatch_uid=uid)
+
+    def _start(self, task: Any, args: Any, kwargs: Any, **_: Any) -> None:
+        if task.app is self._app:
+            request = task.request
+            received = self._receive(task, args, kwargs, request.headers, request)
+            if received is not None:
+                self._runs[request] = received.start()
+
+    def _receive(self, task: Any, args: Any, kwargs: Any, headers: Any, request: Any) -> _worker.Received | None:
+        delivery: dict[str, Any] = request.delivery_info or {}
+        queue = delivery.get("routing_key")
+        return _worker.receive(CELERY, task, args, kwargs, headers or {}, request.id, queue, self._tracing)
+
+    def _end(self, task: Any, retval: Any, state: str | None, **_: Any) -> None:
+        run = self._runs.pop(task.request, None)
+        if run is None:
+            return
+        # Celery says nothing of what it does not catch.
+        raised = sys.exc_info()[1] if state is None else retval if state != "SUCCESS" else None
+        if raised is None:
+            end(run, retval)
+        else:
+            failure = CELERY.failure(raised)
+            end(run, None, [] if failure is None else [failure])
+
+    def _keep(self, request: Any, **_: Any) -> None:
+        if request.task.app is self._app:
+            self._requests[request.id] = request
+
+    def _fail(self, task_id: str, exception: BaseException, **_: Any) -> None:
+        if isinstance(exception, WorkerLostError | TimeLimitExceeded):
+            self._report(task_id, exception)
+
+    def _revoke(self, request: Any, terminated: bool, signum: Any, **_: Any) -> None:
+        if terminated:
+            self._report(request.id, Terminated(signum))
+
+    def _report(self, task_id: str, failure: BaseException) -> None:
+        # The process that ran the task is gone. This one gave it out.
+        request = self._requests.pop(task_id, None)
+        if request is not None:
+            received = self._receive(request.task, request.args, request.kwargs, request.request_dict, request)
+            if received is not None:
+                received.task.gives_way = False  # what its instrumentation made is gone as well
+                received.report(failure, time() - (request.time_start or time()))
+
+    def _flush(self, **_: Any) -> None:
+        _worker.flush(self._tracing)

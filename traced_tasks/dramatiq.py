@@ -1,0 +1,50 @@
+"""Background tasks in the workers of [Dramatiq](https://dramatiq.io)."""
+
+from typing import Any
+
+from dramatiq import Actor, Broker, Middleware, Worker
+from dramatiq.broker import MessageProxy
+
+from traced_tasks import _worker
+from traced_tasks._dependency import TaskTracing
+from traced_tasks._engines import DRAMATIQ
+
+__all__ = ["TracedTasksMiddleware"]
+
+
+class TracedTasksMiddleware(Middleware):
+    """Gives each task that a worker runs a span of its own.
+
+    ```python
+    broker.add_middleware(TracedTasksMiddleware())
+    ```
+
+    Args:
+        tracing: The worker's own options: `attributes`, `task_hook`, `record_exception`, `span_kind`, the providers. On
+            the same key, what came with the message wins. Default: `TaskTracing()`.
+
+    Raises:
+        TypeError: `tracing` is not a `TaskTracing`.
+    """
+
+    def __init__(self, *, tracing: TaskTracing | None = None) -> None:
+        self._tracing = _worker.options(tracing)
+
+    def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:  # noqa: ARG002
+        """Have the actor call its function in a run of the message, if it is called for one."""
+        actor.fn = _worker.traced(DRAMATIQ, actor, actor.fn)
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Take what came with a message."""
+        arguments = message.args, message.kwargs, message.options, message.message_id, message.queue_name
+        _worker.receive(DRAMATIQ, broker.get_actor(message.actor_name), *arguments, self._tracing)  # pyright: ignore[reportUnknownMemberType]
+
+    def after_process_message(self, broker: Broker, message: MessageProxy, **_: Any) -> None:  # noqa: ARG002
+        """Forget the message."""
+        _worker.received.set(None)
+
+    after_skip_message = after_process_message
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """Export what is left."""
+        _worker.flush(self._tracing)
