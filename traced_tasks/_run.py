@@ -170,6 +170,14 @@ def end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tupl
     _leave(token, variables, raised)
 
 
+def forget(run: Run) -> None:
+    """End the run of a task that another process reports."""
+    task, _, _, _, token, variables, measured = run
+    if measured:
+        task.instruments.running.pop()
+    _leave(token, variables, ())
+
+
 def _end_thrown_away(run: Run, raised: Sequence[BaseException], ended: tuple[float, int]) -> None:
     # A coroutine may be closed by a garbage collection. So it is told of from a context of its own.
     task, started_at, span, context, token, variables, measured = run

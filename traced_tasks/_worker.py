@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from functools import partial, update_wrapper, wraps
 from inspect import isawaitable, iscoroutinefunction
 from time import perf_counter, time
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
@@ -80,19 +80,36 @@ class Received:
         end(run, None, [] if failure is None else [failure])
 
 
-received: ContextVar[Received | None] = ContextVar("traced_tasks", default=None)
-"""The message that is being processed."""
-
-
 def receive(engine: Engine, task: Any, *args: Any) -> Received | None:
-    """Take what came with a message, for when its function is called."""
-    received.set(None)
+    """Take what came with a message."""
     try:
-        received.set(Received(engine, task, *args))
+        return Received(engine, task, *args)
     except Exception as failure:
         instruments = instruments_for(task, None)
         log_failure("The background task %s runs without a span, for its message cannot be read.", instruments, failure)
-    return received.get()
+        return None
+
+
+class Processing(NamedTuple):
+    """What is being processed, and around it, where a worker in the application's process is called from one."""
+
+    message: Received | None
+    outer: "Processing | None"
+
+
+processing: ContextVar[Processing | None] = ContextVar("traced_tasks", default=None)
+
+
+def begin(message: Received | None) -> None:
+    """Process a message: its task's function, when it is called, is called for that."""
+    processing.set(Processing(message, processing.get()))
+
+
+def finish() -> Received | None:
+    """Return the message that was processed."""
+    processed = processing.get()
+    processing.set(processed and processed.outer)
+    return processed and processed.message
 
 
 def traced(engine: Engine, task: Any, func: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +127,7 @@ def traced(engine: Engine, task: Any, func: Callable[..., Any]) -> Callable[...,
 
 
 def _take(task: Any) -> Received | None:
-    message = received.get()
+    message = processed.message if (processed := processing.get()) else None
     return message if message is not None and message.task.func is task and not message.called else None
 
 

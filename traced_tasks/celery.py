@@ -16,7 +16,7 @@ from traced_tasks import _worker
 from traced_tasks._dependency import TaskTracing
 from traced_tasks._engines import CELERY
 from traced_tasks._options import TaskOptions
-from traced_tasks._run import Run, end
+from traced_tasks._run import Run, end, forget
 
 __all__ = ["trace_tasks"]
 
@@ -50,6 +50,7 @@ def trace_tasks(app: Celery, *, tracing: TaskTracing | None = None) -> None:
 class _Tracing:
     def __init__(self, app: Any, tracing: TaskOptions) -> None:
         self._app, self._tracing = app, tracing
+        self._is_child = False
         self._runs: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
         # On a time limit, the process that gave a task out no longer has its request.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
@@ -57,6 +58,7 @@ class _Tracing:
     def connect(self) -> None:
         uid = f"traced_tasks {id(self._app)}"
         for name, receiver in {
+            "worker_process_init": self._forked,
             "task_prerun": self._start,
             "task_postrun": self._end,
             "task_received": self._keep,
@@ -68,6 +70,9 @@ class _Tracing:
             signal: Any = getattr(signals, name)
             signal.disconnect(dispatch_uid=uid)
             signal.connect(receiver, weak=False, dispatch_uid=uid)
+
+    def _forked(self, **_: Any) -> None:
+        self._is_child = True
 
     def _start(self, task: Any, args: Any, kwargs: Any, **_: Any) -> None:
         if task.app is self._app:
@@ -85,13 +90,13 @@ class _Tracing:
         run = self._runs.pop(task.request, None)
         if run is None:
             return
+        if state is None and self._is_child:
+            forget(run)  # a child that is told to exit has the process that did so report it
+            return
         # Celery says nothing of what it does not catch.
         raised = sys.exc_info()[1] if state is None else retval if state != "SUCCESS" else None
-        if raised is None:
-            end(run, retval)
-        else:
-            failure = CELERY.failure(raised)
-            end(run, None, [] if failure is None else [failure])
+        failure = None if raised is None else CELERY.failure(raised)
+        end(run, retval if raised is None else None, [] if failure is None else [failure])
 
     def _keep(self, request: Any, **_: Any) -> None:
         if request.task.app is self._app:

@@ -37,14 +37,18 @@ class TracedTasksMiddleware(Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Take what came with a message."""
         arguments = message.args, message.kwargs, message.options, message.message_id, message.queue_name
-        _worker.receive(DRAMATIQ, broker.get_actor(message.actor_name), *arguments, self._tracing)  # pyright: ignore[reportUnknownMemberType]
+        _worker.begin(_worker.receive(DRAMATIQ, _actor(broker, message.actor_name), *arguments, self._tracing))
 
     def after_process_message(self, broker: Broker, message: MessageProxy, **_: Any) -> None:  # noqa: ARG002
         """Forget the message."""
-        _worker.received.set(None)
+        _worker.finish()
 
     after_skip_message = after_process_message
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Export what is left."""
         _worker.flush(self._tracing)
+
+
+def _actor(broker: Any, name: str) -> Any:
+    return broker.get_actor(name)

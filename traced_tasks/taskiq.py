@@ -44,21 +44,21 @@ class TracedTasksMiddleware(TaskiqMiddleware):
             task.original_func = _worker.traced(TASKIQ, task, task.original_func)
             self._traced.add(task)
         queue = message.labels.get("queue_name") or TASKIQ.queue(task)
-        arguments = message.args, message.kwargs, message.labels
-        _worker.receive(TASKIQ, task, *arguments, message.task_id, queue, self._tracing)
+        arguments = message.args, message.kwargs, message.labels, message.task_id, queue
+        _worker.begin(_worker.receive(TASKIQ, task, *arguments, self._tracing))
         return message
 
     def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:  # noqa: ARG002
         """Keep what was raised, perhaps before the function was called."""
-        if (received := _worker.received.get()) is not None:
-            received.failure = TASKIQ.failure(exception)
+        processing = _worker.processing.get()
+        if processing is not None and processing.message is not None:
+            processing.message.failure = TASKIQ.failure(exception)
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:  # noqa: ARG002
         """Report a run that was not seen: a dependency has failed, or the function ran in a pool of processes."""
-        received = _worker.received.get()
+        received = _worker.finish()
         if received is not None and not received.called:
             received.report(received.failure, perf_counter() - received.received_at)
-        _worker.received.set(None)
 
     async def shutdown(self) -> None:
         """Export what is left."""

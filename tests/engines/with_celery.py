@@ -44,7 +44,20 @@ def add_tasks(app: Any) -> SimpleNamespace:
     def touch(path: str) -> None:
         Path(path).touch()
 
-    return SimpleNamespace(notify=notify, fail=fail, sleep=sleep, die=die, limited=limited, touch=touch)
+    @app.task(shared=False, name="die_once", acks_late=True, reject_on_worker_lost=True)  # type: ignore[untyped-decorator]
+    def die_once(path: str) -> None:
+        if not Path(path).exists():
+            Path(path).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @app.task(shared=False, name="begin")  # type: ignore[untyped-decorator]
+    def begin(path: str) -> None:
+        Path(path).touch()
+        wait(60)
+
+    return SimpleNamespace(
+        begin=begin, notify=notify, fail=fail, sleep=sleep, die=die, die_once=die_once, limited=limited, touch=touch
+    )
 
 
 def make_app(queue: str, url: str) -> Any:
