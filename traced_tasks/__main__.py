@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 _DESCRIPTION = """\
-Tell two stories of background tasks, with real servers and real requests, and draw the recorded spans as timelines.
+Tell three stories of background tasks, with real servers and real requests, and draw the recorded spans as timelines.
 checkout: a task makes a slow HTTP call behind the response; with FastAPI's BackgroundTasks, with TracedBackgroundTasks,
 and in the link style. lost: of four tasks the second fails; as in Starlette, where those behind it never run, and with
-on_error="continue".
+on_error="continue". workers: the task of the checkout runs in a Taskiq worker, a process of its own.
 """
 
 _EPILOG = """\
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("python -m traced_tasks", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--svg", metavar="FILE", type=Path, help="write the same picture to FILE, as SVG")
-    parser.add_argument("--story", choices=["checkout", "lost"], help="tell this one only")
+    parser.add_argument("--story", choices=["checkout", "lost", "workers"], help="tell this one only")
     options = parser.parse_args(arguments)
     svg: Path | None = options.svg
     try:

@@ -4,29 +4,22 @@
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from inspect import iscoroutinefunction, unwrap
 from types import MethodType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from uuid import uuid4
 
 
 class Engine(ABC):
-    """How an engine is used, by its public API."""
+    """How an engine is used, by its public API. A `task` is what its decorator has made of a function."""
 
-    system: str
-    """Its `messaging.system`, and its package."""
-    classes: tuple[str, str]
-    """The names of its broker's class and of its task's."""
-    method: str
-    """The method of a task that sends it."""
-    blocks: bool
-    """Whether sending blocks, so that a thread has to do it."""
-    suffix = ""
-    """What it appends to the name of a function that it decorates."""
-    awaits = False
-    """Whether its workers await what a `def` function returns."""
+    system: str  # its `messaging.system`, and its package
+    classes: tuple[str, str]  # of its broker and of its tasks
+    method: str  # of a task, that sends it
+    blocks: bool  # whether sending does, so that a thread has to do it
+    suffix = ""  # what it appends to the name of a function
 
     @abstractmethod
     def function(self, task: Any) -> Callable[..., Any]:
@@ -38,11 +31,11 @@ class Engine(ABC):
 
     @abstractmethod
     def queue(self, task: Any) -> str | None:
-        """Return the name of the queue that a task is sent to, or `None` if it has none."""
+        """Return the name of the queue that a task is sent to, if it has one."""
 
     @abstractmethod
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:
-        """Send a task, in the thread that calls this or in the coroutine that it returns."""
+        """Send a task, or return a coroutine that does."""
 
     def message_id(self, task: Any) -> str:  # noqa: ARG002
         """Make the id of a message."""
@@ -56,9 +49,7 @@ class Engine(ABC):
             "messaging.operation.type": operation,
             "messaging.message.id": message_id,
         }
-        if queue:
-            attributes["messaging.destination.name"] = queue
-        return attributes
+        return {**attributes, "messaging.destination.name": queue} if queue else attributes
 
     def is_instrumented(self, task: Any) -> bool:  # noqa: ARG002
         """Whether an instrumentation of the engine's own makes the spans of a task's messages, in this process."""
@@ -68,14 +59,14 @@ class Engine(ABC):
         """Return what calls the function of a task here."""
         return task  # type: ignore[no-any-return]
 
-    def failure(self, raised: Any) -> BaseException | None:
-        """Return what failed, of what a function raised in a worker: nothing, if it asks for something else by that."""
-        return raised  # type: ignore[no-any-return]
+    def failed(self, raised: Any) -> Sequence[BaseException]:
+        """Return what failed, of what a function raised in a worker: nothing, if it asks for something by that."""
+        return [raised]
 
 
 class Taskiq(Engine):
     system, classes, method, blocks = "taskiq", ("AsyncBroker", "AsyncTaskiqDecoratedTask"), "kiq", False
-    suffix, awaits = "__taskiq_original", True
+    suffix = "__taskiq_original"
 
     def function(self, task: Any) -> Callable[..., Any]:
         return task.original_func  # type: ignore[no-any-return]
@@ -101,8 +92,8 @@ class Taskiq(Engine):
             return False
         return any(isinstance(each, module.OpenTelemetryMiddleware) for each in self.broker(task).middlewares)
 
-    def failure(self, raised: Any) -> BaseException | None:
-        return None if isinstance(raised, _exceptions("taskiq.exceptions").NoResultError) else raised
+    def failed(self, raised: Any) -> Sequence[BaseException]:
+        return [] if isinstance(raised, sys.modules["taskiq.exceptions"].NoResultError) else [raised]
 
 
 class Celery(Engine):
@@ -119,7 +110,7 @@ class Celery(Engine):
 
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:
         # A task that runs here (`task_always_eager`) may ask for being run once more.
-        with suppress(_exceptions("celery.exceptions").Retry):
+        with suppress(sys.modules["celery.exceptions"].Retry):
             task.apply_async(args, kwargs, task_id=message_id, headers=dict(headers))
 
     def is_instrumented(self, task: Any) -> bool:
@@ -130,12 +121,12 @@ class Celery(Engine):
             and not task.app.conf.task_always_eager  # then no message is sent, and the instrumentation sees nothing
         )
 
-    def failure(self, raised: Any) -> BaseException | None:
-        exceptions = _exceptions("celery.exceptions")
+    def failed(self, raised: Any) -> Sequence[BaseException]:
+        exceptions = sys.modules["celery.exceptions"]
         if isinstance(raised, exceptions.Retry):
-            return raised.exc if isinstance(raised.exc, BaseException) else None
+            return [raised.exc] if isinstance(raised.exc, BaseException) else []
         asks = isinstance(raised, exceptions.Ignore) or (isinstance(raised, exceptions.Reject) and raised.requeue)
-        return None if asks else raised
+        return [] if asks else [raised]
 
 
 class Dramatiq(Engine):
@@ -159,24 +150,12 @@ class Dramatiq(Engine):
         function = self.function(task)
         return function if iscoroutinefunction(function) else task
 
-    def failure(self, raised: Any) -> BaseException | None:
-        return None if isinstance(raised, _exceptions("dramatiq.errors").Retry) else raised
-
-
-def _exceptions(module: str) -> Any:
-    return sys.modules[module]
+    def failed(self, raised: Any) -> Sequence[BaseException]:
+        return [] if isinstance(raised, sys.modules["dramatiq.errors"].Retry) else [raised]
 
 
 TASKIQ, CELERY, DRAMATIQ = Taskiq(), Celery(), Dramatiq()
 _ENGINES: dict[str, Engine] = {engine.system: engine for engine in (TASKIQ, CELERY, DRAMATIQ)}
-
-
-class EngineTask(NamedTuple):
-    """A task of an engine, and what it was given as: itself, or its method that sends it."""
-
-    engine: Engine
-    task: Any
-    by_method: bool
 
 
 def engine_of_broker(given: object) -> Engine | None:
@@ -184,8 +163,8 @@ def engine_of_broker(given: object) -> Engine | None:
     return _engine(type(given), 0)
 
 
-def engine_task(func: object) -> EngineTask | None:
-    """Return the task of an engine that is meant by what was given to `add_task`, if it is one."""
+def engine_task(func: object) -> tuple[Engine, Any, bool] | None:
+    """Return the engine and the task that were given to `add_task`, if so, and whether by the method that sends it."""
     try:
         task: object = func.__self__ if type(func) is MethodType else func
         # Celery makes a task when it is first used.
@@ -194,8 +173,8 @@ def engine_task(func: object) -> EngineTask | None:
         if engine is None:
             return None
         if type(func) is not MethodType:
-            return EngineTask(engine, task, False)
-        return EngineTask(engine, task, True) if func.__func__ is getattr(cls, engine.method) else None
+            return engine, task, False
+        return (engine, task, True) if func.__func__ is getattr(cls, engine.method) else None
     except Exception:  # somebody's metaclass
         return None
 

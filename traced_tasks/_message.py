@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
@@ -10,15 +10,6 @@ from opentelemetry.context import Context
 from traced_tasks._options import TaskOptions
 
 _HEADER = "traced_tasks"
-
-
-class Message(NamedTuple):
-    """What came with a message."""
-
-    context: Context
-    queued_at: float | None
-    """When `add_task` was called, by `time.time`. `None`: somebody else sent the message."""
-    options: TaskOptions
 
 
 def write(tracing: TaskOptions, queued_at: float) -> dict[str, str]:
@@ -36,8 +27,8 @@ def write(tracing: TaskOptions, queued_at: float) -> dict[str, str]:
     return headers
 
 
-def read(headers: Mapping[str, Any], tracing: TaskOptions) -> Message:
-    """Return what came with a message, merged with the options of the worker."""
+def read(headers: Mapping[str, Any], tracing: TaskOptions) -> tuple[Context, float | None, TaskOptions]:
+    """Return the context of a message, the time of `add_task`, if it says so, and its options with the worker's."""
     # Into an empty one: a worker within the application's process has the request's around it.
     context = propagate.extract(headers, Context())
     try:
@@ -45,7 +36,7 @@ def read(headers: Mapping[str, Any], tracing: TaskOptions) -> Message:
         queued_at = float(changes.pop("queued_at"))
         if not tracing.record_exception:
             changes["record_exception"] = False
-        return Message(context, queued_at, tracing.merge(changes))
+        return context, queued_at, tracing.merge(changes)
     except Exception:
         is_traced = trace.get_current_span(context).get_span_context().is_valid
-        return Message(context, None, tracing.merge({"propagation_style": "link" if is_traced else "none"}))
+        return context, None, tracing.merge({"propagation_style": "link" if is_traced else "none"})

@@ -15,7 +15,8 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
         # Real types and real attributes only: a Mock is an instance of whatever it imitates and has every attribute.
         while True:
             if (found := engine_task(func)) is not None:
-                func, suffix = found.engine.function(found.task), found.engine.suffix
+                engine, task, _ = found
+                func, suffix = engine.function(task), engine.suffix
             elif type(func) is MethodType:
                 func = func.__func__
             elif issubclass(type(func), partial):

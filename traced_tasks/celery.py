@@ -77,14 +77,14 @@ class _Tracing:
     def _start(self, task: Any, args: Any, kwargs: Any, **_: Any) -> None:
         if task.app is self._app:
             request = task.request
-            received = self._receive(task, args, kwargs, request.headers, request)
-            if received is not None:
-                self._runs[request] = received.start()
+            run = self._receive(task, args, kwargs, request.headers, request).start()
+            if run is not None:
+                self._runs[request] = run
 
-    def _receive(self, task: Any, args: Any, kwargs: Any, headers: Any, request: Any) -> _worker.Received | None:
+    def _receive(self, task: Any, args: Any, kwargs: Any, headers: Any, request: Any) -> _worker.Received:
         delivery: dict[str, Any] = request.delivery_info or {}
         queue = delivery.get("routing_key")
-        return _worker.receive(CELERY, task, args, kwargs, headers or {}, request.id, queue, self._tracing)
+        return _worker.Received(CELERY, task, args, kwargs, headers or {}, request.id, queue, self._tracing)
 
     def _end(self, task: Any, retval: Any, state: str | None, **_: Any) -> None:
         run = self._runs.pop(task.request, None)
@@ -95,8 +95,7 @@ class _Tracing:
             return
         # Celery says nothing of what it does not catch.
         raised = sys.exc_info()[1] if state is None else retval if state != "SUCCESS" else None
-        failure = None if raised is None else CELERY.failure(raised)
-        end(run, retval if raised is None else None, [] if failure is None else [failure])
+        end(run, retval if raised is None else None, () if raised is None else CELERY.failed(raised))
 
     def _keep(self, request: Any, **_: Any) -> None:
         if request.task.app is self._app:
@@ -113,11 +112,14 @@ class _Tracing:
     def _report(self, task_id: str, failure: BaseException) -> None:
         # The process that ran the task is gone. This one gave it out.
         request = self._requests.pop(task_id, None)
-        if request is not None:
-            received = self._receive(request.task, request.args, request.kwargs, request.request_dict, request)
-            if received is not None:
-                received.task.gives_way = False  # what its instrumentation made is gone as well
-                received.report(failure, time() - (request.time_start or time()))
+        if request is None:
+            return
+        received = self._receive(request.task, request.args, request.kwargs, request.request_dict, request)
+        if received.task is not None:
+            received.task.gives_way = False  # what its instrumentation made is gone as well
+        run = received.start(time() - (request.time_start or time()))
+        if run is not None:
+            end(run, None, [failure])
 
     def _flush(self, **_: Any) -> None:
         _worker.flush(self._tracing)

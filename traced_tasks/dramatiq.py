@@ -32,16 +32,17 @@ class TracedTasksMiddleware(Middleware):
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:  # noqa: ARG002
         """Have the actor call its function in a run of the message, if it is called for one."""
-        actor.fn = _worker.traced(DRAMATIQ, actor, actor.fn)
+        actor.fn = _worker.TracedFunction(DRAMATIQ, actor, actor.fn)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Take what came with a message."""
         arguments = message.args, message.kwargs, message.options, message.message_id, message.queue_name
-        _worker.begin(_worker.receive(DRAMATIQ, _actor(broker, message.actor_name), *arguments, self._tracing))
+        actor = _actor(broker, message.actor_name)
+        _worker.processing.set(_worker.Received(DRAMATIQ, actor, *arguments, self._tracing))
 
     def after_process_message(self, broker: Broker, message: MessageProxy, **_: Any) -> None:  # noqa: ARG002
         """Forget the message."""
-        _worker.finish()
+        _worker.processing.set(None)
 
     after_skip_message = after_process_message
 

@@ -97,7 +97,7 @@ class Recording:
         return found()
 
 
-def wait_until(is_so: Callable[[], bool], what: str = "", timeout: float = 20) -> None:
+def wait_until(is_so: Callable[[], bool], what: str = "", timeout: float = 60) -> None:
     end = monotonic() + timeout
     while not is_so():
         assert monotonic() < end, what
