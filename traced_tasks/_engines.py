@@ -30,14 +30,14 @@ class Engine(ABC):
         """Return the broker that a task is sent with."""
 
     @abstractmethod
-    def queue(self, task: Any) -> str | None:
+    def queue(self, broker: Any, task: Any) -> str | None:
         """Return the name of the queue that a task is sent to, if it has one."""
 
     @abstractmethod
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:
         """Send a task, or return a coroutine that does."""
 
-    def message_id(self, task: Any) -> str:  # noqa: ARG002
+    def message_id(self, broker: Any) -> str:  # noqa: ARG002
         """Make the id of a message."""
         return str(uuid4())
 
@@ -51,8 +51,8 @@ class Engine(ABC):
         }
         return {**attributes, "messaging.destination.name": queue} if queue else attributes
 
-    def is_instrumented(self, task: Any) -> bool:  # noqa: ARG002
-        """Whether an instrumentation of the engine's own makes the spans of a task's messages, in this process."""
+    def is_instrumented(self, broker: Any) -> bool:  # noqa: ARG002
+        """Whether an instrumentation of the engine's own makes the spans of a broker's messages, in this process."""
         return False
 
     def local(self, task: Any) -> Callable[..., Any]:
@@ -74,23 +74,23 @@ class Taskiq(Engine):
     def broker(self, task: Any) -> Any:
         return task.kicker().broker  # the default one, if it is a shared task
 
-    def queue(self, task: Any) -> str | None:
-        name = task.labels.get("queue_name") or getattr(self.broker(task), "queue_name", None)
+    def queue(self, broker: Any, task: Any) -> str | None:
+        name = task.labels.get("queue_name") or getattr(broker, "queue_name", None)
         return None if name is None else str(name)
 
-    def message_id(self, task: Any) -> str:
-        return str(self.broker(task).id_generator())
+    def message_id(self, broker: Any) -> str:
+        return str(broker.id_generator())
 
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:
         kicker = task.kicker().with_task_id(message_id)
         kicker.labels = {**kicker.labels, **headers}  # a shared task's are its own, and stay
         return kicker.kiq(*args, **kwargs)
 
-    def is_instrumented(self, task: Any) -> bool:
+    def is_instrumented(self, broker: Any) -> bool:
         module: Any = sys.modules.get("taskiq.middlewares.opentelemetry_middleware")
-        if module is None:
-            return False
-        return any(isinstance(each, module.OpenTelemetryMiddleware) for each in self.broker(task).middlewares)
+        return module is not None and any(
+            isinstance(each, module.OpenTelemetryMiddleware) for each in broker.middlewares
+        )
 
     def failed(self, raised: Any) -> Sequence[BaseException]:
         return [] if isinstance(raised, sys.modules["taskiq.exceptions"].NoResultError) else [raised]
@@ -105,20 +105,20 @@ class Celery(Engine):
     def broker(self, task: Any) -> Any:
         return task.app
 
-    def queue(self, task: Any) -> str | None:
-        return getattr(task.app.amqp.router.route({}, task.name, task_type=task).get("queue"), "name", None)
+    def queue(self, broker: Any, task: Any) -> str | None:
+        return getattr(broker.amqp.router.route({}, task.name, task_type=task).get("queue"), "name", None)
 
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:
         # A task that runs here (`task_always_eager`) may ask for being run once more.
         with suppress(sys.modules["celery.exceptions"].Retry):
             task.apply_async(args, kwargs, task_id=message_id, headers=dict(headers))
 
-    def is_instrumented(self, task: Any) -> bool:
+    def is_instrumented(self, broker: Any) -> bool:
         module: Any = sys.modules.get("opentelemetry.instrumentation.celery")
         return (
             module is not None
             and module.CeleryInstrumentor().is_instrumented_by_opentelemetry is True
-            and not task.app.conf.task_always_eager  # then no message is sent, and the instrumentation sees nothing
+            and not broker.conf.task_always_eager  # then no message is sent, and the instrumentation sees nothing
         )
 
     def failed(self, raised: Any) -> Sequence[BaseException]:
@@ -139,7 +139,7 @@ class Dramatiq(Engine):
     def broker(self, task: Any) -> Any:
         return task.broker
 
-    def queue(self, task: Any) -> str | None:
+    def queue(self, broker: Any, task: Any) -> str | None:  # noqa: ARG002
         return str(task.queue_name)
 
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:

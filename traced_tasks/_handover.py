@@ -11,7 +11,7 @@ from traced_tasks._engines import Engine
 from traced_tasks._message import write
 from traced_tasks._metrics import FunctionInstruments
 from traced_tasks._options import TaskOptions
-from traced_tasks._telemetry import Task, log_failure, start_span
+from traced_tasks._telemetry import SpanOptions, Task, log_failure, start_span
 
 
 class EngineHandover:
@@ -25,20 +25,16 @@ class EngineHandover:
 
     def start_span(self, task: Task) -> tuple[Span, Context]:
         """Start the span of the hand-over, and return it with the context in which it is current."""
-        self.message_id = self._engine.message_id(self._task)
-        self.gives_way = self._engine.is_instrumented(self._task)
+        self.message_id = self._engine.message_id(self._tracing.broker)
+        self.gives_way = self._engine.is_instrumented(self._tracing.broker)
         return (INVALID_SPAN, task.context) if self.gives_way else self._start_span(task)
 
     def _start_span(self, task: Task, start_time: int | None = None) -> tuple[Span, Context]:
-        messaging = self._engine.attributes("send", self.message_id, self._engine.queue(self._task))
-        options = self._tracing.model_copy(
-            update={
-                "propagation_style": "child",  # the message carries the style, for the worker
-                "span_name": f"send {self._instruments.function}",
-                "span_kind": SpanKind.PRODUCER,
-                "attributes": {**messaging, **self._tracing.attributes},
-            }
-        )
+        tracing = self._tracing
+        messaging = self._engine.attributes("send", self.message_id, self._engine.queue(tracing.broker, self._task))
+        attributes = {**messaging, **tracing.attributes}
+        name = f"send {self._instruments.function}"
+        options = SpanOptions("child", name, SpanKind.PRODUCER, attributes, tracing.links, tracing.tracer_provider)
         return start_span(task, options, "messaging.system", self.system, start_time)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

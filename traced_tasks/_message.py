@@ -10,6 +10,7 @@ from opentelemetry.context import Context
 from traced_tasks._options import TaskOptions
 
 _HEADER = "traced_tasks"
+_encode = json.JSONEncoder(default=str).encode
 
 
 def write(tracing: TaskOptions, queued_at: float) -> dict[str, str]:
@@ -23,7 +24,7 @@ def write(tracing: TaskOptions, queued_at: float) -> dict[str, str]:
         ours["attributes"] = dict(tracing.attributes)
     if not tracing.record_exception:
         ours["record_exception"] = False
-    headers[_HEADER] = json.dumps(ours, default=str)
+    headers[_HEADER] = _encode(ours)
     return headers
 
 

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from traced_tasks._engines import engine_task
@@ -17,6 +17,8 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
             if (found := engine_task(func)) is not None:
                 engine, task, _ = found
                 func, suffix = engine.function(task), engine.suffix
+            elif type(func) is FunctionType:
+                break
             elif type(func) is MethodType:
                 func = func.__func__
             elif issubclass(type(func), partial):

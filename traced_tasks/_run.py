@@ -143,7 +143,7 @@ def end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tupl
     instruments = task.instruments
     error: str | None = None
     seconds, ended_at = ended or (0.0, None)
-    if raised or result is not None:
+    if raised or (result is not None and task.handover is None):
         # Now, for what tells of it takes its time: a log handler, or the thread that has more to report.
         seconds, ended_at = ended or (perf_counter() - started_at, time_ns())
         if raised and token is not None and (type(raised[0]) is GeneratorExit or reporter.is_collecting()):

@@ -59,7 +59,7 @@ class Received:
             task.tracing = options.model_copy(update={"attributes": attributes, "span_kind": kind})
             task.context = context
             task.queued_at = None if queued_at is None else self.received_at - max(0.0, time() - queued_at)
-            task.gives_way = engine.is_instrumented(func)
+            task.gives_way = engine.is_instrumented(engine.broker(func))
             self.task = task
         except Exception as failure:
             log_failure("The message of the background task %s cannot be read.", instruments, failure)

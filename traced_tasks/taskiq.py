@@ -49,7 +49,7 @@ class TracedTasksMiddleware(TaskiqMiddleware):
             is_async = iscoroutinefunction(task.original_func)
             task.original_func = (_traced if is_async else _TracedFunction)(TASKIQ, task, task.original_func)
             self._traced.add(task)
-        queue = message.labels.get("queue_name") or TASKIQ.queue(task)
+        queue = message.labels.get("queue_name") or TASKIQ.queue(self.broker, task)
         arguments = message.args, message.kwargs, message.labels, message.task_id, queue
         _worker.processing.set(_worker.Received(TASKIQ, task, *arguments, self._tracing))
         return message

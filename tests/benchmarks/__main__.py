@@ -19,10 +19,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.benchmarks import imports, instructions, memory, options, requests, tasks, throughput
+from tests.benchmarks import handover, imports, instructions, memory, options, requests, tasks, throughput
 from tests.benchmarks.harness import FULL, SHORT, SUBJECT, Effort, Figure, Processes, Rounds, Row, in_process
 
-PACKAGES = ("fastapi", "starlette", "opentelemetry-sdk", "opentelemetry-instrumentation-fastapi", "uvicorn", "ddtrace")
+PACKAGES = (
+    "fastapi",
+    "starlette",
+    "opentelemetry-sdk",
+    "opentelemetry-instrumentation-fastapi",
+    "uvicorn",
+    "taskiq",
+    "ddtrace",
+)
 SCALES = {"µs": 1e6, "ms": 1e3}
 
 Plan = tuple[Callable[[Processes], Row], Callable[[], Rounds], int]
@@ -44,6 +52,8 @@ def plan(effort: Effort) -> list[Plan]:
     add(requests.row, processes, "requests", rounds)
     for chosen in options.OPTIONS:
         add(partial(options.row, chosen), processes, "options", chosen, rounds // 2)
+    for what in handover.ROWS:
+        add(partial(handover.row, what), processes, "handover", what, rounds)
     for call in memory.CALLS:
         add(partial(memory.size_row, call), 1, "memory", call, memory.WAITING)
     add(memory.lengths_row, few, "memory", "lengths", min(memory.LONGEST, 1_000 * rounds), few)

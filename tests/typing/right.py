@@ -2,13 +2,18 @@
 
 from typing import Annotated, assert_type
 
+import dramatiq
+from dramatiq.brokers.stub import StubBroker
 from fastapi import BackgroundTasks, Depends, FastAPI
 from fastapi.responses import JSONResponse
 from opentelemetry.trace import Link, SpanContext, SpanKind
 from starlette.background import BackgroundTask
+from taskiq import InMemoryBroker
 
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
 from traced_tasks import _background as traced_background
+from traced_tasks.dramatiq import TracedTasksMiddleware as DramatiqMiddleware
+from traced_tasks.taskiq import TracedTasksMiddleware as TaskiqMiddleware
 
 app = FastAPI()
 link = Link(SpanContext(1, 1, is_remote=True))
@@ -52,3 +57,25 @@ class Audited(TracedBackgroundTasks):
 
 
 assert_type(Audited().with_options(), Audited)
+
+
+tracing = TaskTracing(attributes={"place": "worker"})
+broker = InMemoryBroker().with_middlewares(TaskiqMiddleware(tracing=tracing))
+stub = StubBroker()
+stub.add_middleware(DramatiqMiddleware(tracing=tracing))
+WorkerTasks = Annotated[TracedBackgroundTasks, TaskTracing(broker=broker)]
+
+
+@broker.task
+async def send_receipt(user_id: int) -> None: ...
+
+
+@dramatiq.actor(broker=stub)
+def send_mail(user_id: int) -> None: ...
+
+
+def hand_over(tasks: WorkerTasks) -> None:
+    tasks.add_task(send_receipt, 42)
+    tasks.add_task(send_receipt, user_id=42)
+    tasks.with_options(broker=stub).add_task(send_mail, user_id=42)
+    tasks.with_options(broker=stub).add_task(send_mail.send, 42)

@@ -1,6 +1,16 @@
 """Wrong use. Each line is refused: an ignore comment that is not needed is an error itself."""
 
+from dramatiq.brokers.stub import StubBroker
+from taskiq import InMemoryBroker
+
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks.taskiq import TracedTasksMiddleware
+
+broker = InMemoryBroker()
+
+
+@broker.task
+async def send_receipt(user_id: int) -> None: ...
 
 
 async def notify(user_id: int, *, retry: bool = False) -> None: ...
@@ -18,12 +28,17 @@ async def handler(tasks: TracedBackgroundTasks) -> None:
     tasks.with_options(span_nam="receipt")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     tasks.with_options(propagation_style="links")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     tasks.with_options(attributes={"user": object()})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    tasks.add_task(send_receipt, "42")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    tasks.add_task(send_receipt)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
+TracedTasksMiddleware(tracing="worker")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+TaskTracing(broker="redis://localhost")  # pyright: ignore[reportArgumentType]
+TaskTracing(broker=StubBroker)  # pyright: ignore[reportArgumentType]
 TracedBackgroundTask(notify, "42")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 TracedBackgroundTask(notify)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 TracedBackgroundTasks(tracing="link")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-TaskTracing("link")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+TaskTracing("link")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
 TaskTracing(propagation_style="links")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 TaskTracing(span_nam="receipt")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 TaskTracing(span_kind="CONSUMER")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
