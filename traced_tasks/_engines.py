@@ -106,7 +106,9 @@ class Celery(Engine):
         return task.app
 
     def queue(self, broker: Any, task: Any) -> str | None:
-        return getattr(broker.amqp.router.route({}, task.name, task_type=task).get("queue"), "name", None)
+        chosen = getattr(task, "queue", None)
+        options = broker.amqp.router.route({"queue": chosen} if chosen else {}, task.name, task_type=task)
+        return getattr(options.get("queue"), "name", None)
 
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:
         # A task that runs here (`task_always_eager`) may ask for being run once more.

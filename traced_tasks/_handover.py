@@ -1,5 +1,6 @@
 """What hands a task over to the workers of an engine: it is called where else the function of the task is."""
 
+from contextlib import suppress
 from time import time
 from typing import Any
 
@@ -30,9 +31,10 @@ class EngineHandover:
         return (INVALID_SPAN, task.context) if self.gives_way else self._start_span(task)
 
     def _start_span(self, task: Task, start_time: int | None = None) -> tuple[Span, Context]:
-        tracing = self._tracing
-        messaging = self._engine.attributes("send", self.message_id, self._engine.queue(tracing.broker, self._task))
-        attributes = {**messaging, **tracing.attributes}
+        tracing, queue = self._tracing, None
+        with suppress(Exception):  # of a router of the user's
+            queue = self._engine.queue(tracing.broker, self._task)
+        attributes = {**self._engine.attributes("send", self.message_id, queue), **tracing.attributes}
         name = f"send {self._instruments.function}"
         options = SpanOptions("child", name, SpanKind.PRODUCER, attributes, tracing.links, tracing.tracer_provider)
         return start_span(task, options, "messaging.system", self.system, start_time)
@@ -43,7 +45,8 @@ class EngineHandover:
             headers = write(self._tracing, self._queued_at)
         except Exception as failure:
             log_failure("The message of the background task %s carries no context.", self._instruments, failure)
-        return self._engine.send(self._task, self.message_id, headers, args, kwargs)
+        message_id = self.message_id or self._engine.message_id(self._tracing.broker)
+        return self._engine.send(self._task, message_id, headers, args, kwargs)
 
     def left_open(self, task: Task, context: Context, started_at: int | None) -> Span:
         """Return what the engine's own instrumentation has not ended. If that is nothing, one of ours since then."""

@@ -10,6 +10,7 @@ from opentelemetry.context import Context
 from traced_tasks._options import TaskOptions
 
 _HEADER = "traced_tasks"
+_TRAVELS = ("propagation_style", "span_name", "attributes", "record_exception")
 _encode = json.JSONEncoder(default=str).encode
 
 
@@ -33,8 +34,9 @@ def read(headers: Mapping[str, Any], tracing: TaskOptions) -> tuple[Context, flo
     # Into an empty one: a worker within the application's process has the request's around it.
     context = propagate.extract(headers, Context())
     try:
-        changes: Any = json.loads(headers[_HEADER])
-        queued_at = float(changes.pop("queued_at"))
+        ours: Any = json.loads(headers[_HEADER])
+        queued_at = float(ours["queued_at"])
+        changes: Any = {name: ours[name] for name in _TRAVELS if name in ours}  # others may come from a later version
         if not tracing.record_exception:
             changes["record_exception"] = False
         return context, queued_at, tracing.merge(changes)

@@ -1,9 +1,10 @@
 """What is handed over, and what becomes of it in the application, without workers."""
 
 import asyncio
+import json
 import subprocess
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from unittest.mock import Mock, call
 import dramatiq
 import httpx
 import pytest
+import trio
 from celery import Celery, shared_task  # type: ignore[import-untyped]
 from celery.exceptions import Ignore, Reject  # type: ignore[import-untyped]
 from dramatiq.brokers.stub import StubBroker
@@ -31,6 +33,7 @@ from tests.conftest import Metrics, Spans, collect_garbage, is_child
 from tests.engines import pooled
 from tests.engines.conftest import ENGINES
 from traced_tasks import TaskTracing, TracedBackgroundTasks
+from traced_tasks._engines import DRAMATIQ
 from traced_tasks.celery import trace_tasks
 from traced_tasks.dramatiq import TracedTasksMiddleware as DramatiqMiddleware
 from traced_tasks.taskiq import TracedTasksMiddleware as TaskiqMiddleware
@@ -619,3 +622,78 @@ async def test_a_call_from_within(spans: Spans) -> None:
     consumers = [span for span in spans.tasks() if span.kind is SpanKind.CONSUMER]
     assert [span.name for span in consumers] == ["background_task async_notify", "background_task outer"]
     assert [span.get_span_context() for _, span in shop.ran[1:]] == [consumers[1].context] * 2
+
+
+@pytest.mark.parametrize("engine", ["celery", "dramatiq"])
+def test_trio(anyio_backend: str, spans: Spans, engine: str) -> None:
+    """An engine that does not care for event loops is handed a task over under trio too."""
+    shop = make(engine)
+    tasks = queue(shop)
+    tasks.add_task(shop.notify, 42)
+
+    trio.run(tasks)
+    work_off(shop)
+
+    assert is_child(spans["background_task notify"], spans["send notify"])
+
+
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
+@pytest.mark.parametrize("queue", ["decorator", "route"])
+def test_the_queue_of_a_celery_task(anyio_backend: str, spans: Spans, queue: str) -> None:
+    """The span says which queue a Celery task is sent to, whoever has chosen that."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.task_routes = {"routed": "route"}
+
+    @app.task(shared=False, **({"queue": "decorator"} if queue == "decorator" else {"name": "routed"}))  # type: ignore[untyped-decorator]
+    def notify() -> None: ...
+
+    tasks: Any = TracedBackgroundTasks(tracing=TaskTracing(broker=app))
+    tasks.add_task(notify)
+    asyncio.run(tasks())
+
+    attributes = spans["send notify"].attributes
+    assert attributes is not None
+    assert attributes["messaging.destination.name"] == queue
+
+
+def test_a_router_that_fails(anyio_backend: str, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that cannot be told is not told, and that is all."""
+    shop = make("dramatiq")
+    monkeypatch.setattr(DRAMATIQ, "queue", Mock(side_effect=ValueError))
+    tasks = queue(shop)
+    tasks.add_task(shop.notify, 42)
+
+    asyncio.run(tasks())
+
+    assert "messaging.destination.name" not in (spans["send notify"].attributes or {})
+
+
+async def test_an_id_that_cannot_be_made(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """A message has an id of its own also if its span could not be started."""
+    shop = make("taskiq")
+    ids: Iterator[Any] = iter([ValueError(), "second"])
+
+    def make_id() -> str:
+        made = next(ids)
+        if isinstance(made, Exception):
+            raise made
+        return str(made)
+
+    shop.broker.id_generator = make_id
+    tasks = queue(shop)
+    tasks.add_task(shop.notify, 42)
+    await tasks()
+
+    assert [user_id for user_id, _ in shop.ran] == [42]
+    assert spans["background_task notify"].attributes is not None
+    assert (spans["background_task notify"].attributes or {})["messaging.message.id"] == "second"
+
+
+async def test_a_message_of_a_later_version(spans: Spans) -> None:
+    """What a worker does not know in a message is left alone."""
+    shop = make("taskiq")
+    headers = json.dumps({"propagation_style": "child", "queued_at": 1.0, "colour": "blue"})
+
+    await shop.notify.kicker().with_labels(traced_tasks=headers).kiq(42)
+
+    assert "background_task.queue.duration" in (spans["background_task notify"].attributes or {})

@@ -260,7 +260,7 @@ async def foreign(engine: str, shop: SimpleNamespace, headers: dict[str, str]) -
         shop.tasks.notify.send_with_options(kwargs={"user_id": 1}, **headers)
 
 
-@pytest.mark.parametrize("header", [{}, {"traced_tasks": "{"}, {"traced_tasks": '{"queued_at": 1, "no": "option"}'}])
+@pytest.mark.parametrize("header", [{}, {"traced_tasks": "{"}, {"traced_tasks": '{"queued_at": 1, "span_name": 1}'}])
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_a_message_of_somebody_else(
     spans: Spans, workers: Workers, open_shop: OpenShop, engine: str, header: dict[str, str]
