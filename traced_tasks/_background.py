@@ -79,6 +79,7 @@ class TracedBackgroundTask(BackgroundTask):
     def _capture(self, func: Any, args: Any, kwargs: Any, tracing: TaskOptions, is_async: bool | None = None) -> None:
         self.func, self.args, self.kwargs, self.tracing = func, args, kwargs, tracing
         is_function = type(func) is FunctionType
+        found = None if is_function else engine_task(func)
         # As Starlette tells it, which would take as long as all else here.
         if is_async is not None:
             self.is_async = is_async
@@ -86,16 +87,16 @@ class TracedBackgroundTask(BackgroundTask):
             self.is_async = True
         elif is_function and not func.__dict__:  # nobody has marked it as async
             self.is_async = False
-        elif callable(func):
-            self.is_async = BackgroundTask(func).is_async
-        else:
+        elif found is None and not callable(func):
             raise _not_callable(func)
+        elif found is None or found[2]:
+            self.is_async = BackgroundTask(func).is_async
         self.context = otel_context.get_current()
         if tracing.context_variables:
             self.captured_variables = copy_context()
         self.queued_at = perf_counter()
         self.instruments = instruments = instruments_for(func, tracing.meter_provider)
-        if not is_function and (found := engine_task(func)) is not None:
+        if found is not None:
             self._capture_engine_task(*found)
         instruments.waiting[id(self)] = True
 

@@ -49,7 +49,9 @@ class Engine(ABC):
             "messaging.operation.type": operation,
             "messaging.message.id": message_id,
         }
-        return {**attributes, "messaging.destination.name": queue} if queue else attributes
+        if queue:
+            attributes["messaging.destination.name"] = queue
+        return attributes
 
     def is_instrumented(self, broker: Any) -> bool:  # noqa: ARG002
         """Whether an instrumentation of the engine's own makes the spans of a broker's messages, in this process."""
