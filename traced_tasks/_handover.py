@@ -12,7 +12,7 @@ from traced_tasks._engines import Engine
 from traced_tasks._message import write
 from traced_tasks._metrics import FunctionInstruments
 from traced_tasks._options import TaskOptions
-from traced_tasks._telemetry import SpanOptions, Task, log_failure, start_span
+from traced_tasks._telemetry import Task, log_failure, start_span
 
 
 class EngineHandover:
@@ -34,9 +34,13 @@ class EngineHandover:
         tracing, queue = self._tracing, None
         with suppress(Exception):  # of a router of the user's
             queue = self._engine.queue(tracing.broker, self._task)
-        attributes = {**self._engine.attributes("send", self.message_id, queue), **tracing.attributes}
-        name = f"send {self._instruments.function}"
-        options = SpanOptions("child", name, SpanKind.PRODUCER, attributes, tracing.links, tracing.tracer_provider)
+        changes = {
+            "propagation_style": "child",  # the message carries the style, for the worker
+            "span_name": f"send {self._instruments.function}",
+            "span_kind": SpanKind.PRODUCER,
+            "attributes": {**self._engine.attributes("send", self.message_id, queue), **tracing.attributes},
+        }
+        options = tracing.model_copy(update=changes)
         return start_span(task, options, "messaging.system", self.system, start_time)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

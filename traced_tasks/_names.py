@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from functools import partial
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any
 
 from traced_tasks._engines import engine_task
@@ -13,7 +13,7 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
     try:
         suffix = ""
         # Real types and real attributes only: a Mock is an instance of whatever it imitates and has every attribute.
-        while type(func) is not FunctionType:
+        while True:
             if (found := engine_task(func)) is not None:
                 engine, task, _ = found
                 func, suffix = engine.function(task), engine.suffix
@@ -23,21 +23,15 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
                 func = func.func
             else:
                 break
-        else:
-            return func.__module__, _without(suffix, func.__qualname__)
         with suppress(AttributeError):
             # A function and a class have these, and what functools.wraps, C code and wrapt make.
             attribute: Any = partial(object.__getattribute__, func)
             qualname, module = attribute("__qualname__"), attribute("__module__")
             if type(qualname) is str:
-                return module, _without(suffix, qualname)
+                return module, qualname.replace(suffix, "") if suffix else qualname
         return type(func).__module__, type(func).__qualname__
     except Exception:  # somebody's property or metaclass
         return None, str(type.__getattribute__(type(func), "__name__"))  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _without(suffix: str, qualname: str) -> str:
-    return qualname.replace(suffix, "") if suffix else qualname  # once for each broker that the function is a task of
 
 
 def with_module(module: str | None, qualname: str) -> str:

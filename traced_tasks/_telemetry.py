@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from contextvars import Context as Variables
 from time import time_ns
 from types import FunctionType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -19,7 +19,7 @@ from opentelemetry.util.types import AttributeValue
 from traced_tasks import _foreign
 from traced_tasks._metrics import FunctionInstruments, instruments_of, unmeasured
 from traced_tasks._names import error_type, qualified_name
-from traced_tasks._options import Attributes, Links, PropagationStyle, TaskOptions
+from traced_tasks._options import TaskOptions
 from traced_tasks._providers import SCHEMA_URL, PerProvider
 from traced_tasks._version import __version__
 
@@ -70,19 +70,8 @@ def instruments_for(func: Callable[..., Any], provider: MeterProvider | None) ->
         return instruments
 
 
-class SpanOptions(NamedTuple):
-    """Those options of a task that its span has."""
-
-    propagation_style: PropagationStyle
-    span_name: str | None
-    span_kind: SpanKind | None
-    attributes: Attributes
-    links: Links
-    tracer_provider: TracerProvider | None
-
-
 def start_span(
-    task: Task, options: TaskOptions | SpanOptions, key: str, value: AttributeValue, start_time: int | None = None
+    task: Task, options: TaskOptions, key: str, value: AttributeValue, start_time: int | None = None
 ) -> tuple[Span, Context]:
     """Start a span of a task, with one attribute more, and return it with the context in which it is current."""
     parent = task.context
