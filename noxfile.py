@@ -35,6 +35,18 @@ def _behaviour(session: nox.Session, *requirements: str) -> None:
     session.run("pytest", "tests/behaviour", "-q", *session.posargs)
 
 
+@nox.session
+@nox.parametrize(("python", "versions"), [(PYTHONS[0], "lowest"), (PYTHONS[-1], "newest")])
+def engines(session: nox.Session, versions: str) -> None:
+    """Run tests/engines with the lowest version of each engine that pyproject.toml promises, or with the newest."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    promised = [requirement for engine in ("celery", "dramatiq", "taskiq") for requirement in extras[engine]]
+    lowest = [requirement.replace(">=", "==") for requirement in promised]
+    groups = nox.project.dependency_groups(PROJECT, "behaviour", "engines")
+    session.install(".", *groups, "fastapi>=0.142", *(lowest if versions == "lowest" else promised))
+    session.run("pytest", "tests/engines", "-q", *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 def neighbours(session: nox.Session) -> None:
     """Run tests/neighbours beside the newest of what else traces FastAPI applications."""
