@@ -26,13 +26,12 @@ from starlette.background import BackgroundTask
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 
 from traced_tasks._engines import Engine, engine_task
-from traced_tasks._handover import EngineHandover
 from traced_tasks._lost import lose
 from traced_tasks._metrics import FunctionInstruments, unmeasured
 from traced_tasks._names import error_type
 from traced_tasks._options import TaskOptions, TaskOptionsDict
 from traced_tasks._run import raise_again, run
-from traced_tasks._telemetry import Handover, instruments_for
+from traced_tasks._telemetry import instruments_for
 
 P = ParamSpec("P")
 
@@ -69,8 +68,7 @@ class TracedBackgroundTask(BackgroundTask):
     context: Context
     captured_variables: Variables | None = None
     queued_at: float | None
-    handover: Handover | None = None
-    gives_way: bool = False
+    handover: tuple[Engine, Any] | None = None
     instruments: FunctionInstruments = unmeasured.of(None, "TracedBackgroundTask")
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -102,11 +100,12 @@ class TracedBackgroundTask(BackgroundTask):
 
     def _capture_engine_task(self, engine: Engine, task: Any, by_method: bool) -> None:
         if self.tracing.broker is not None and engine.broker(task) is self.tracing.broker:
-            self.handover = EngineHandover(engine, task, self.tracing, self.instruments)
+            self.handover = engine, task
             self.is_async = not engine.blocks
         elif not by_method:
-            self.func = engine.local(task)
-            self.is_async = BackgroundTask(engine.function(task)).is_async
+            function = engine.function(task)
+            self.is_async = BackgroundTask(function).is_async
+            self.func = function if self.is_async and engine.blocks else task
 
     __call__ = run  # pyright: ignore[reportAssignmentType]
 

@@ -6,10 +6,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from inspect import iscoroutinefunction, unwrap
 from types import MethodType
 from typing import Any, Literal
 from uuid import uuid4
+
+from opentelemetry import trace
 
 
 class Engine(ABC):
@@ -29,9 +30,13 @@ class Engine(ABC):
     def broker(self, task: Any) -> Any:
         """Return the broker that a task is sent with."""
 
-    @abstractmethod
-    def queue(self, broker: Any, task: Any) -> str | None:
-        """Return the name of the queue that a task is sent to, if it has one."""
+    def queue(self, broker: Any, task: Any) -> str | None:  # noqa: ARG002
+        """Return the name of the queue that a task is sent to, if that is known."""
+        return None
+
+    def runs_here(self, broker: Any) -> bool:  # noqa: ARG002
+        """Whether a task is called, and not sent, so that what `send` raises is what the task has raised."""
+        return False
 
     @abstractmethod
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:
@@ -56,10 +61,6 @@ class Engine(ABC):
     def is_instrumented(self, broker: Any) -> bool:  # noqa: ARG002
         """Whether an instrumentation of the engine's own makes the spans of a broker's messages, in this process."""
         return False
-
-    def local(self, task: Any) -> Callable[..., Any]:
-        """Return what calls the function of a task here."""
-        return task  # type: ignore[no-any-return]
 
     def failed(self, raised: Any) -> Sequence[BaseException]:
         """Return what failed, of what a function raised in a worker: nothing, if it asks for something by that."""
@@ -107,23 +108,19 @@ class Celery(Engine):
     def broker(self, task: Any) -> Any:
         return task.app
 
-    def queue(self, broker: Any, task: Any) -> str | None:
-        chosen = getattr(task, "queue", None)
-        options = broker.amqp.router.route({"queue": chosen} if chosen else {}, task.name, task_type=task)
-        return getattr(options.get("queue"), "name", None)
+    def runs_here(self, broker: Any) -> bool:
+        return bool(broker.conf.task_always_eager)
 
     def send(self, task: Any, message_id: str, headers: Mapping[str, str], args: Any, kwargs: Any) -> Any:
-        # A task that runs here (`task_always_eager`) may ask for being run once more.
+        # Only Celery's router knows the queue, and it may choose another one each time.
+        published: Any = sys.modules["celery.signals"].before_task_publish
+        published.connect(_tell_queue, weak=False, dispatch_uid="traced_tasks")
         with suppress(sys.modules["celery.exceptions"].Retry):
             task.apply_async(args, kwargs, task_id=message_id, headers=dict(headers))
 
-    def is_instrumented(self, broker: Any) -> bool:
+    def is_instrumented(self, broker: Any) -> bool:  # noqa: ARG002
         module: Any = sys.modules.get("opentelemetry.instrumentation.celery")
-        return (
-            module is not None
-            and module.CeleryInstrumentor().is_instrumented_by_opentelemetry is True
-            and not broker.conf.task_always_eager  # then no message is sent, and the instrumentation sees nothing
-        )
+        return module is not None and module.CeleryInstrumentor().is_instrumented_by_opentelemetry is True
 
     def failed(self, raised: Any) -> Sequence[BaseException]:
         exceptions = sys.modules["celery.exceptions"]
@@ -137,8 +134,12 @@ class Dramatiq(Engine):
     system, classes, method, blocks = "dramatiq", ("Broker", "Actor"), "send", True
 
     def function(self, task: Any) -> Callable[..., Any]:
+        func = task.fn
+        if type(func).__module__ == "traced_tasks._worker":
+            func = func.__wrapped__
         # An `async def` one is inside of a function that needs the event loop of a worker.
-        return unwrap(task.fn, stop=iscoroutinefunction)  # type: ignore[no-any-return]
+        is_async = getattr(func, "__globals__", {}).get("__name__") == "dramatiq.asyncio"
+        return func.__wrapped__ if is_async else func  # type: ignore[no-any-return]
 
     def broker(self, task: Any) -> Any:
         return task.broker
@@ -150,12 +151,13 @@ class Dramatiq(Engine):
         message = task.message_with_options(args=args, kwargs=kwargs, **headers).copy(message_id=message_id)
         task.broker.enqueue(message)
 
-    def local(self, task: Any) -> Callable[..., Any]:
-        function = self.function(task)
-        return function if iscoroutinefunction(function) else task
-
     def failed(self, raised: Any) -> Sequence[BaseException]:
         return [] if isinstance(raised, sys.modules["dramatiq.errors"].Retry) else [raised]
+
+
+def _tell_queue(headers: Mapping[str, Any], routing_key: str, **_: Any) -> None:
+    if "traced_tasks" in headers:
+        trace.get_current_span().set_attribute("messaging.destination.name", routing_key)
 
 
 TASKIQ, CELERY, DRAMATIQ = Taskiq(), Celery(), Dramatiq()

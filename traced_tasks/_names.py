@@ -28,7 +28,9 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
             attribute: Any = partial(object.__getattribute__, func)
             qualname, module = attribute("__qualname__"), attribute("__module__")
             if type(qualname) is str:
-                return module, qualname.replace(suffix, "") if suffix else qualname
+                while suffix and qualname.endswith(suffix):  # once for each broker that it is a task of
+                    qualname = qualname.removesuffix(suffix)
+                return module, qualname
         return type(func).__module__, type(func).__qualname__
     except Exception:  # somebody's property or metaclass
         return None, str(type.__getattribute__(type(func), "__name__"))  # pyright: ignore[reportUnknownArgumentType]

@@ -27,6 +27,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from traced_tasks._foreign import in_transaction, loop_variables
+from traced_tasks._handover import Handover
 from traced_tasks._lost import lose, reporter
 from traced_tasks._names import error_type
 from traced_tasks._telemetry import Task, call_hook, guarded, log_failure, record_exception, start_span, warn
@@ -37,9 +38,9 @@ _sending: RunVar[CapacityLimiter] = RunVar("traced_tasks")
 
 SetVariables = Sequence[tuple[ContextVar[Any], Token[Any]]]
 
-Run = tuple[Task, float, Span, Context, Token[Context] | None, SetVariables, bool]
-"""The task, when it started, its span, its context, the token to detach that, the variables that were set, and whether
-it is measured."""
+Run = tuple[Task, float, Span, Context, Token[Context] | None, SetVariables, bool, Handover | None]
+"""The task, when it started, its span, its context, the token to detach that, the variables that were set, whether it
+is measured, and what is called instead of its function."""
 
 
 async def run(task: Task) -> None:
@@ -53,7 +54,7 @@ async def run(task: Task) -> None:
         if task.tracing.task_hook is not None:
             call_hook(task, begun[2])
         func = task.func if type(BackgroundTask.__call__) is FunctionType else in_transaction(task.func)
-        result = await (task.handover or func)(*task.args, **task.kwargs)
+        result = await (begun[7] or func)(*task.args, **task.kwargs)
     except BaseException as error:
         raised = [error]
     else:
@@ -71,21 +72,15 @@ async def _wait_for_thread(task: Task) -> None:
         if task.handover is None:
             await run_in_threadpool(_run_in_thread, task, ticket)
         else:
-            await to_thread.run_sync(_run_in_thread, task, ticket, limiter=_sending_threads())
+            limiter = _sending.get(None) or CapacityLimiter(_SENDING)
+            _sending.set(limiter)
+            await to_thread.run_sync(_run_in_thread, task, ticket, limiter=limiter)
         return
     except BaseException as error:
         raised = [error]
     if waiting.pop(ticket, None):
         lose(task, "skipped", f"it was cut short by {error_type(raised[0])} before its function was called")
     raise_again(raised)
-
-
-def _sending_threads() -> CapacityLimiter:
-    try:
-        return _sending.get()
-    except LookupError:
-        _sending.set(CapacityLimiter(_SENDING))
-        return _sending.get()
 
 
 def _run_in_thread(task: Task, ticket: object) -> None:
@@ -96,7 +91,7 @@ def _run_in_thread(task: Task, ticket: object) -> None:
         if task.tracing.task_hook is not None:
             call_hook(task, begun[2])
         func = task.func if type(BackgroundTask.__call__) is FunctionType else in_transaction(task.func)
-        result = (task.handover or func)(*task.args, **task.kwargs)
+        result = (begun[7] or func)(*task.args, **task.kwargs)
     except BaseException as error:
         raised = [error]
     else:
@@ -108,7 +103,8 @@ def _run_in_thread(task: Task, ticket: object) -> None:
 
 def start(task: Task, ago: float = 0) -> Run:
     """Start the run of a task, right before its function is called, or as if it had been called `ago` seconds ago."""
-    instruments, handover = task.instruments, task.handover
+    instruments = task.instruments
+    handover = None if task.handover is None else Handover(task, *task.handover)
     started_at = perf_counter() - ago
     waited: float | None = None
     span: Span = INVALID_SPAN
@@ -117,8 +113,8 @@ def start(task: Task, ago: float = 0) -> Run:
         if task.queued_at is not None:
             waited = started_at - task.queued_at
         if handover is not None:
-            span, context = handover.start_span(task)
-        elif not task.gives_way:
+            span, context = handover.start_span()
+        else:
             start_time = time_ns() - int(ago * 1e9) if ago else None
             span, context = start_span(task, task.tracing, "background_task.queue.duration", waited, start_time)
     except Exception as failure:
@@ -127,64 +123,80 @@ def start(task: Task, ago: float = 0) -> Run:
     if task.captured_variables is not None:
         own = [variable for variable in task.captured_variables if variable not in loop_variables]
         variables = [(variable, variable.set(task.captured_variables[variable])) for variable in own]
-    token = None if task.gives_way else otel_context.attach(context)
+    token = otel_context.attach(context)
     measured = instruments.measured and handover is None  # what is handed over is measured where it runs
     if measured:
-        try:
-            instruments.start(waited)
-        except Exception as failure:
-            log_failure("The start of the background task %s could not be measured.", instruments, failure)
-    return task, started_at, span, context, token, variables, measured
+        _measure_start(task, waited)
+    return task, started_at, span, context, token, variables, measured, handover
+
+
+def start_measured(task: Task) -> Run:
+    """Start the run of a task whose span somebody else makes."""
+    started_at = perf_counter()
+    _measure_start(task, None if task.queued_at is None else started_at - task.queued_at)
+    return task, started_at, INVALID_SPAN, task.context, None, (), task.instruments.measured, None
+
+
+def _measure_start(task: Task, waited: float | None) -> None:
+    try:
+        task.instruments.start(waited)
+    except Exception as failure:
+        log_failure("The start of the background task %s could not be measured.", task.instruments, failure)
 
 
 def end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tuple[float, int] | None = None) -> None:
     """End the run of a task, with what its function returned or raised, now or after so many seconds, at that time."""
-    task, started_at, span, context, token, variables, measured = run
+    task, started_at, span, _, token, variables, measured, handover = run
     instruments = task.instruments
     error: str | None = None
     seconds, ended_at = ended or (0.0, None)
-    if raised or (result is not None and task.handover is None):
+    if raised or (result is not None and handover is None):
         # Now, for what tells of it takes its time: a log handler, or the thread that has more to report.
         seconds, ended_at = ended or (perf_counter() - started_at, time_ns())
         if raised and token is not None and (type(raised[0]) is GeneratorExit or reporter.is_collecting()):
-            _end_thrown_away(run, raised, (seconds, ended_at))
+            end_elsewhere(run, raised, reporter, (seconds, ended_at))
             return
         error = error_type(raised[0]) if raised else _never(result)
     elif measured:
         seconds = perf_counter() - started_at
-    if measured:
-        try:
-            instruments.end(seconds, error)
-        except Exception as failure:
-            log_failure("The end of the background task %s could not be measured.", instruments, failure)
-    if task.handover is not None and task.handover.gives_way:
-        began_at = ended_at - int(seconds * 1e9) if raised and ended_at else None
-        span = task.handover.left_open(task, context, began_at)
-    if error is not None:
-        _tell(task, span, error, raised, seconds)
     try:
-        span.end(ended_at)
-    except Exception as failure:
-        log_failure("The span of the background task %s could not be ended.", instruments, failure)
-    # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
-    _leave(token, variables, raised)
+        if measured:
+            try:
+                instruments.end(seconds, error)
+            except Exception as failure:
+                log_failure("The end of the background task %s could not be measured.", instruments, failure)
+        if handover is not None and handover.gives_way:
+            with guarded("The hand-over of the background task %s could not be traced.", task):
+                span = handover.left_open(ended_at - int(seconds * 1e9) if raised and ended_at else None)
+        if error is not None:
+            _tell(task, span, error, raised, seconds, handover)
+        try:
+            span.end(ended_at)
+        except Exception as failure:
+            log_failure("The span of the background task %s could not be ended.", instruments, failure)
+    finally:
+        # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
+        _leave(token, variables, raised)
 
 
 def forget(run: Run) -> None:
     """End the run of a task that another process reports."""
-    task, _, _, _, token, variables, measured = run
+    task, _, _, _, token, variables, measured, _ = run
     if measured:
         task.instruments.running.pop()
     _leave(token, variables, ())
 
 
-def _end_thrown_away(run: Run, raised: Sequence[BaseException], ended: tuple[float, int]) -> None:
-    # A coroutine may be closed by a garbage collection. So it is told of from a context of its own.
-    task, started_at, span, context, token, variables, measured = run
+def end_elsewhere(run: Run, raised: Sequence[BaseException], call: Any, ended: tuple[float, int] | None = None) -> None:
+    """End the run of a task that failed, in a context of its own: a garbage collection may have closed a coroutine."""
+    task, started_at, span, context, token, variables, measured, handover = run
+    ended = ended or (perf_counter() - started_at, time_ns())
     _leave(token, variables, raised)
     elsewhere = copy_context()
     elsewhere.run(otel_context.attach, context)
-    reporter(elsewhere.run, end, (task, started_at, span, context, None, (), measured), None, tuple(raised), ended)
+    call(
+        elsewhere.run, end, (task, started_at, span, context, None, (), measured, handover), None, tuple(raised), ended
+    )
 
 
 def _leave(token: Token[Context] | None, variables: SetVariables, raised: Sequence[BaseException]) -> None:
@@ -211,13 +223,16 @@ def raise_again(raised: list[BaseException]) -> NoReturn:
         del error, context
 
 
-def _tell(task: Task, span: Span, error: str, raised: Sequence[BaseException], seconds: float) -> None:
-    name, handover = task.instruments.name, task.handover
+def _tell(
+    task: Task, span: Span, error: str, raised: Sequence[BaseException], seconds: float, handover: Handover | None
+) -> None:
+    name = task.instruments.name
     if raised:
         with guarded("The failure of the background task %s could not be recorded.", task):
             record_exception(raised[0], task, span)
         if handover is None:
             warn(task, error, "The background task %s failed with %s after %.3f s.", name, error, seconds)
+        if handover is None or handover.runs_here:
             return
         lost, message = "unconfirmed", _UNCONFIRMED
         args: tuple[object, ...] = (name, handover.system, error, seconds, handover.message_id)

@@ -17,6 +17,7 @@ from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, StatusCode, 
 from opentelemetry.util.types import AttributeValue
 
 from traced_tasks import _foreign
+from traced_tasks._engines import Engine
 from traced_tasks._metrics import FunctionInstruments, instruments_of, unmeasured
 from traced_tasks._names import error_type, qualified_name
 from traced_tasks._options import TaskOptions
@@ -38,20 +39,7 @@ class Task(Protocol):
     captured_variables: Variables | None  # all context variables, if `context_variables` asks for them
     queued_at: float | None  # by `time.perf_counter`; `None` for a message that does not say
     instruments: FunctionInstruments
-    handover: "Handover | None"  # what is called instead of a function that an engine's workers call
-    gives_way: bool  # whether an instrumentation of the engine's own makes the span, in a worker
-
-
-class Handover(Protocol):
-    """What sends a task to the workers of an engine."""
-
-    system: str  # the engine's name
-    message_id: str
-    gives_way: bool  # as a task does in a worker
-
-    def start_span(self, task: Task) -> tuple[Span, Context]: ...
-    def left_open(self, task: Task, context: Context, started_at: int | None) -> Span: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    handover: tuple[Engine, Any] | None  # the engine whose workers call it, and its own task
 
 
 def instruments_for(func: Callable[..., Any], provider: MeterProvider | None) -> FunctionInstruments:

@@ -15,7 +15,7 @@ from traced_tasks._engines import Engine
 from traced_tasks._lost import reporter
 from traced_tasks._message import read
 from traced_tasks._options import TaskOptions
-from traced_tasks._run import Run, end, raise_again, start
+from traced_tasks._run import Run, end, raise_again, start, start_measured
 from traced_tasks._telemetry import call_hook, instruments_for, log_failure
 
 _AT_STOP = 5.0  # s
@@ -34,10 +34,13 @@ class Received:
     task: TracedBackgroundTask | None = None  # if the message can be read
     called = False
     failed: Sequence[BaseException] = ()
+    gives_way = False  # to the span of the engine's own instrumentation
 
     def __init__(
         self,
         engine: Engine,
+        broker: Any,
+        message: object,
         func: Any,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -46,7 +49,7 @@ class Received:
         queue: str | None,
         tracing: TaskOptions,
     ) -> None:
-        self.func = func
+        self.message, self.func = message, func
         self.outer = processing.get()  # a worker in the application's process may be called from a task
         self.received_at = perf_counter()
         instruments = instruments_for(func, tracing.meter_provider)
@@ -59,7 +62,7 @@ class Received:
             task.tracing = options.model_copy(update={"attributes": attributes, "span_kind": kind})
             task.context = context
             task.queued_at = None if queued_at is None else self.received_at - max(0.0, time() - queued_at)
-            task.gives_way = engine.is_instrumented(engine.broker(func))
+            self.gives_way = engine.is_instrumented(broker)
             self.task = task
         except Exception as failure:
             log_failure("The message of the background task %s cannot be read.", instruments, failure)
@@ -69,10 +72,16 @@ class Received:
         self.called = True
         if self.task is None:
             return None
-        run = start(self.task, ago)
-        if self.task.tracing.task_hook is not None:
-            call_hook(self.task, run[2])
-        return run
+        run = start_measured(self.task) if self.gives_way else start(self.task, ago)
+        try:
+            if self.task.tracing.task_hook is not None:
+                call_hook(self.task, run[2])
+        except BaseException as error:  # a time limit of the engine's, perhaps
+            raised = [error]
+        else:
+            return run
+        end(run, None, raised)
+        return raise_again(raised)
 
 
 processing: ContextVar[Received | None] = ContextVar("traced_tasks", default=None)

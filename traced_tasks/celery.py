@@ -1,6 +1,8 @@
 """Background tasks in the workers of [Celery](https://docs.celeryq.dev)."""
 
+import os
 import sys
+from threading import Thread
 from time import time
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -14,9 +16,9 @@ from celery.exceptions import (  # type: ignore[import-untyped]  # pyright: igno
 
 from traced_tasks import _worker
 from traced_tasks._dependency import TaskTracing
-from traced_tasks._engines import CELERY
+from traced_tasks._engines import CELERY, engine_of_broker
 from traced_tasks._options import TaskOptions
-from traced_tasks._run import Run, end, forget
+from traced_tasks._run import Run, end, end_elsewhere, forget
 
 __all__ = ["trace_tasks"]
 
@@ -42,7 +44,7 @@ def trace_tasks(app: Celery, *, tracing: TaskTracing | None = None) -> None:
     Raises:
         TypeError: `app` is not a Celery app, or `tracing` not a `TaskTracing`.
     """
-    if not isinstance(app, Celery):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if engine_of_broker(app) is not CELERY:  # nor Celery's `current_app`, which may be another one each time
         raise TypeError(f"trace_tasks takes a Celery app, not an object of type {type(app).__qualname__}")
     _Tracing(app, _worker.options(tracing)).connect()
 
@@ -50,6 +52,7 @@ def trace_tasks(app: Celery, *, tracing: TaskTracing | None = None) -> None:
 class _Tracing:
     def __init__(self, app: Any, tracing: TaskOptions) -> None:
         self._app, self._tracing = app, tracing
+        self._main_process = os.getpid()
         self._is_child = False
         self._runs: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
         # On a time limit, the process that gave a task out no longer has its request.
@@ -58,7 +61,8 @@ class _Tracing:
     def connect(self) -> None:
         uid = f"traced_tasks {id(self._app)}"
         for name, receiver in {
-            "worker_process_init": self._forked,
+            "worker_init": self._begin,
+            "worker_process_init": self._begin_child,
             "task_prerun": self._start,
             "task_postrun": self._end,
             "task_received": self._keep,
@@ -71,8 +75,11 @@ class _Tracing:
             signal.disconnect(dispatch_uid=uid)
             signal.connect(receiver, weak=False, dispatch_uid=uid)
 
-    def _forked(self, **_: Any) -> None:
-        self._is_child = True
+    def _begin(self, **_: Any) -> None:
+        self._main_process = os.getpid()
+
+    def _begin_child(self, **_: Any) -> None:
+        self._is_child = os.getpid() != self._main_process  # of the pools without a child as well
 
     def _start(self, task: Any, args: Any, kwargs: Any, **_: Any) -> None:
         if task.app is self._app:
@@ -84,25 +91,32 @@ class _Tracing:
     def _receive(self, task: Any, args: Any, kwargs: Any, headers: Any, request: Any) -> _worker.Received:
         delivery: dict[str, Any] = request.delivery_info or {}
         queue = delivery.get("routing_key")
-        return _worker.Received(CELERY, task, args, kwargs, headers or {}, request.id, queue, self._tracing)
+        arguments: tuple[Any, ...] = task, args, kwargs, headers or {}, request.id, queue, self._tracing
+        return _worker.Received(CELERY, self._app, request, *arguments)
 
     def _end(self, task: Any, retval: Any, state: str | None, **_: Any) -> None:
         run = self._runs.pop(task.request, None)
         if run is None:
             return
-        if state is None and self._is_child:
-            forget(run)  # a child that is told to exit has the process that did so report it
-            return
         # Celery says nothing of what it does not catch.
         raised = sys.exc_info()[1] if state is None else retval if state != "SUCCESS" else None
-        end(run, retval if raised is None else None, () if raised is None else CELERY.failed(raised))
+        if raised is None:
+            end(run, retval)
+        elif self._is_child and isinstance(raised, SystemExit | KeyboardInterrupt) and not task.request.is_eager:
+            forget(run)  # the child exits, and the process that it is one of reports that
+        elif state is None:
+            # In a thread, for what is raised in an `except` has a `__context__` (rule 3 of `_run`).
+            end_elsewhere(run, CELERY.failed(raised), _in_thread)
+        else:
+            end(run, None, CELERY.failed(raised))
 
     def _keep(self, request: Any, **_: Any) -> None:
         if request.task.app is self._app:
             self._requests[request.id] = request
 
     def _fail(self, task_id: str, exception: BaseException, **_: Any) -> None:
-        if isinstance(exception, WorkerLostError | TimeLimitExceeded):
+        # With a traceback it was raised in this process, and not by the task, in a child.
+        if isinstance(exception, WorkerLostError | TimeLimitExceeded) and exception.__traceback__ is not None:
             self._report(task_id, exception)
 
     def _revoke(self, request: Any, terminated: bool, signum: Any, **_: Any) -> None:
@@ -112,14 +126,21 @@ class _Tracing:
     def _report(self, task_id: str, failure: BaseException) -> None:
         # The process that ran the task is gone. This one gave it out.
         request = self._requests.pop(task_id, None)
-        if request is None:
+        if request is None or request.worker_pid == os.getpid():
             return
         received = self._receive(request.task, request.args, request.kwargs, request.request_dict, request)
-        if received.task is not None:
-            received.task.gives_way = False  # what its instrumentation made is gone as well
+        if received.gives_way and "signal" not in str(failure):
+            return  # a child that exits still ends the span of its instrumentation
+        received.gives_way = False
         run = received.start(time() - (request.time_start or time()))
         if run is not None:
             end(run, None, [failure])
 
     def _flush(self, **_: Any) -> None:
         _worker.flush(self._tracing)
+
+
+def _in_thread(call: Any, *args: Any) -> None:
+    thread = Thread(target=call, args=args)
+    thread.start()
+    thread.join()

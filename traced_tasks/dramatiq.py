@@ -38,7 +38,7 @@ class TracedTasksMiddleware(Middleware):
         """Take what came with a message."""
         arguments = message.args, message.kwargs, message.options, message.message_id, message.queue_name
         actor = _actor(broker, message.actor_name)
-        _worker.processing.set(_worker.Received(DRAMATIQ, actor, *arguments, self._tracing))
+        _worker.processing.set(_worker.Received(DRAMATIQ, broker, message, actor, *arguments, self._tracing))
 
     def after_process_message(self, broker: Broker, message: MessageProxy, **_: Any) -> None:  # noqa: ARG002
         """Forget the message."""

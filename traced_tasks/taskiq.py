@@ -23,7 +23,7 @@ class TracedTasksMiddleware(TaskiqMiddleware):
     """Gives each task that a worker runs a span of its own.
 
     ```python
-    broker = ListQueueBroker("redis://localhost").with_middlewares(TracedTasksMiddleware())
+    broker = RedisStreamBroker("redis://localhost").with_middlewares(TracedTasksMiddleware())
     ```
 
     Where Taskiq's `OpenTelemetryMiddleware` is among the broker's middlewares as well, the span is that one's.
@@ -50,8 +50,11 @@ class TracedTasksMiddleware(TaskiqMiddleware):
             task.original_func = (_traced if is_async else _TracedFunction)(TASKIQ, task, task.original_func)
             self._traced.add(task)
         queue = message.labels.get("queue_name") or TASKIQ.queue(self.broker, task)
+        outer = _worker.processing.get()
+        if outer is not None and outer.message is message:
+            return message  # another middleware like this one has it
         arguments = message.args, message.kwargs, message.labels, message.task_id, queue
-        _worker.processing.set(_worker.Received(TASKIQ, task, *arguments, self._tracing))
+        _worker.processing.set(_worker.Received(TASKIQ, self.broker, message, task, *arguments, self._tracing))
         return message
 
     def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:  # noqa: ARG002
@@ -61,7 +64,8 @@ class TracedTasksMiddleware(TaskiqMiddleware):
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:  # noqa: ARG002
         """Report a run that was not seen: a dependency has failed, or the function ran in a pool of processes."""
-        if (received := _worker.processing.get()) is not None:
+        received = _worker.processing.get()
+        if received is not None and received.message is message:
             _worker.processing.set(received.outer)
             ago = perf_counter() - received.received_at
             if not received.called and (run := received.start(ago)) is not None:
@@ -100,9 +104,9 @@ class _TracedFunction(_worker.TracedFunction):
         return self._wait(run, result) if isawaitable(result) else super().end(run, result)
 
     async def _wait(self, run: Run, result: Any) -> Any:
-        task, started_at, span, context, token, _, measured = run
+        task, started_at, span, context, token, _, measured, _ = run
         token = None if token is None else otel_context.attach(context)  # the thread's is none of this one's
-        return await _wait(TASKIQ, (task, started_at, span, context, token, (), measured), lambda: result)
+        return await _wait(TASKIQ, (task, started_at, span, context, token, (), measured, None), lambda: result)
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """Give a pool of processes the function itself, which it finds by its name."""

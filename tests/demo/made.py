@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from traced_tasks.demo.spans import Span, Spans
+from traced_tasks.demo.spans import WORKER, Span, Spans
 
 TASK = InstrumentationScope("traced_tasks")
 
@@ -26,9 +27,11 @@ def made(
     scope: InstrumentationScope | None = None,
     links: Sequence[SpanContext] = (),
     error: str | None = None,
+    service: str = "shop",
 ) -> ReadableSpan:
     return ReadableSpan(
         name,
+        resource=Resource({"service.name": service}),
         context=context,
         parent=parent,
         kind=kind,
@@ -46,6 +49,24 @@ def task(function: str, start: float, end: float, *, span_id: int = 2, error: st
     return made(
         f"background_task {function}", start, end, context=context(span_id), parent=context(1), scope=TASK, error=error
     )
+
+
+def handed_over(sent: float, start: float, *, parent: SpanContext | None = None) -> list[ReadableSpan]:
+    """A hand-over that ends when it is `sent`, and the span of its task in the worker, with one below it."""
+    return [
+        made("send notify", 150, sent, context=context(2), parent=context(1), kind=SpanKind.PRODUCER, scope=TASK),
+        made(
+            "background_task notify",
+            start,
+            700,
+            context=context(3),
+            parent=parent or context(2, remote=True),
+            kind=SpanKind.CONSUMER,
+            scope=TASK,
+            service=WORKER,
+        ),
+        made("GET", start, 690, context=context(4), parent=context(3), kind=SpanKind.CLIENT, service=WORKER),
+    ]
 
 
 def spans(*recorded: ReadableSpan) -> Spans:

@@ -2,7 +2,7 @@
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from tests.demo.made import REQUEST, TASK, context, made, spans, task
+from tests.demo.made import REQUEST, TASK, context, handed_over, made, spans, task
 
 
 def wrong(*recorded: ReadableSpan) -> list[str]:
@@ -90,6 +90,17 @@ def test_failed() -> None:
     )
     assert recorded.troubles() == ["charge failed: skipped"]
     assert recorded.explained() == ["all 2 tasks ran: mail, charge"]
+
+
+def test_worker() -> None:
+    """Of a task that ran in a worker the time on the broker is told, which is none if the worker was quicker."""
+    for start, waited in (164, "4.0 ms"), (155, "0.0 ms"):
+        recorded = REQUEST, *handed_over(160, start)
+        assert wrong(*recorded) == []
+        assert spans(*recorded).explained() == [
+            "send notify ends 10 ms after its parent POST /checkout, and says that it is background work",
+            f"background_task notify ran in the worker, after {waited} on the broker",
+        ]
 
 
 def test_same_moment() -> None:

@@ -7,58 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 import traced_tasks.__main__
+from tests.demo.conftest import Collector
 from traced_tasks.__main__ import main
 from traced_tasks.demo import story
 
 COMMAND = [sys.executable, "-W", "error", "-m", "traced_tasks"]
 # Ctrl-C can come between the opening of a socket and the line that sees to its closing.
 INTERRUPTIBLE = [sys.executable, "-m", "traced_tasks"]
-
-
-class Collector(HTTPServer):
-    """A collector of OTLP over HTTP that keeps what it is sent."""
-
-    def __init__(self, status: int = 200) -> None:
-        super().__init__(("127.0.0.1", 0), Receiver)
-        self.status = status
-        self.received: list[ExportTraceServiceRequest] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Receiver(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path == "/v1/traces":
-            self.server.received.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def raising(exc: BaseException) -> Callable[..., Any]:
@@ -75,14 +39,15 @@ def free_port() -> int:
 
 
 def test_svg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Both stories are told, and --svg writes the same picture, which loads nothing from elsewhere."""
+    """All stories are told, and --svg writes the same picture, which loads nothing from elsewhere."""
     file = tmp_path / "story.svg"
     assert main(["--svg", str(file)]) == 0
     told = capsys.readouterr()
     assert told.err == ""
-    assert told.out.count("response at the client") == 5
+    assert told.out.count("response at the client") == 6
     assert "linked to POST /checkout" in told.out
     assert "all 4 tasks ran" in told.out
+    assert "ran in the worker, after" in told.out
 
     picture = file.read_text(encoding="utf-8")
     text = "\n".join(element.text or "" for element in ElementTree.fromstring(picture).iter())
@@ -94,6 +59,7 @@ def test_svg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "GET",
         "linked to POST /checkout",
         "never ran: skipped",
+        "in the worker",
     ):
         assert name in text
     assert re.findall(r"https?://[^\"]*", picture) == ["http://www.w3.org/2000/svg"]
@@ -112,7 +78,7 @@ def test_one_story(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     for name in story.STORIES:
         assert main(["--story", name]) == 0
     assert main([]) == 0
-    assert asked == ["checkout", "lost", None]
+    assert asked == ["checkout", "lost", "workers", None]
     with pytest.raises(SystemExit) as stop:
         main(["--story", "found"])
     assert stop.value.code == 2
@@ -177,7 +143,8 @@ def test_no_terminal() -> None:
 
 def test_interrupt() -> None:
     """Ctrl-C ends it with one line."""
-    with subprocess.Popen(INTERRUPTIBLE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*INTERRUPTIBLE, "--story", "lost"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
@@ -297,6 +264,6 @@ def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(traced_tasks.__main__.__file__, run_name="__main__")
     assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert "usage: python -m traced_tasks [-h] [--svg FILE] [--story {checkout,lost}]" in out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "usage: python -m traced_tasks [-h] [--svg FILE] [--story {checkout,lost,workers}]" in out
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in out

@@ -1,5 +1,6 @@
 """How spans are drawn."""
 
+import io
 import re
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from opentelemetry.trace import SpanKind
 from rich.console import Console
 from rich.panel import Panel
 
-from tests.demo.made import REQUEST, TASK, context, made, spans, task
+from tests.demo.made import REQUEST, TASK, context, handed_over, made, spans, task
 from traced_tasks.demo.timeline import Timeline
 
 Draw = Callable[..., str]
@@ -106,6 +107,39 @@ def test_links(draw: Draw) -> None:
     assert "linked to another trace" in drawn
     assert line(drawn, "POST /checkout").index("━") < line(drawn, "task").index("━")
     assert line(drawn, "└── GET").index("━") > line(drawn, "task").index("━") - 1
+
+
+def test_worker(draw: Draw) -> None:
+    """The time on the broker has a line of its own, and where the worker begins is said."""
+    drawn = draw(timeline(REQUEST, *handed_over(160, 400)))
+    assert [text[2:32].rstrip() for text in drawn.splitlines()[6:12]] == [
+        "└── send notify",
+        "    on the broker",
+        "    └── background_task notify",
+        "        in the worker",
+        "        └── GET",
+        "response at the client",
+    ]
+    on_the_broker = line(drawn, "on the broker")
+    assert on_the_broker.split()[3:8] == ["waiting", "160", "ms", "240", "ms"]
+    assert "┄" in on_the_broker
+    assert "━" not in on_the_broker
+
+
+def test_worker_without_parent(draw: Draw) -> None:
+    """Where the hand-over is not known, nor is the time on the broker."""
+    drawn = draw(timeline(REQUEST, *handed_over(160, 400, parent=context(9, remote=True))))
+    assert "in the worker" in drawn
+    assert "on the broker" not in drawn
+
+
+def test_colour_of_worker() -> None:
+    """The spans of the worker, and no others, have its colour."""
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True, color_system="256")
+    console.print(timeline(REQUEST, *handed_over(160, 400)))
+    coloured = "".join(re.findall(r"\x1b\[38;5;208m([^\x1b]+)", file.getvalue()))
+    assert re.split("[ ━╺╸]{2,}", coloured.strip()) == ["background_task notify", "in the worker", "GET", ""]
 
 
 def test_failed(draw: Draw) -> None:

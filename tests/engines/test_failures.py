@@ -40,6 +40,60 @@ async def test_a_child_that_is_killed(
     assert task["pid"] == worker.process.pid
 
 
+@pytest.mark.parametrize(
+    ("name", "error", "main"),
+    [
+        ("cancelled", "asyncio.exceptions.CancelledError", False),
+        ("pretend", "billiard.exceptions.WorkerLostError", False),
+        ("leave", "billiard.exceptions.WorkerLostError", True),
+    ],
+)
+@pytest.mark.parametrize("queue", ["own", "instrumented"])
+async def test_what_celery_does_not_catch(
+    app: FastAPI,
+    client: httpx.AsyncClient,
+    spans: Spans,
+    workers: Workers,
+    open_shop: OpenShop,
+    queue: str,
+    name: str,
+    error: str,
+    main: bool,
+) -> None:
+    """Whatever a Celery task raises, there is one span of it, whichever process makes that."""
+    shop = open_shop("celery", queue)
+
+    def add(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(getattr(shop.tasks, name))
+        tasks.add_task(shop.tasks.notify, 42)  # behind it, in the same worker
+
+    await checkout(app, client, TaskTracing(broker=shop.broker), add)
+
+    worker = workers["celery", queue]
+    found = worker.recording.wait(3, spans["POST /checkout"].context.trace_id)
+    (task,) = [span for span in found if ids(span)[1] == spans[f"send {name}"].context.span_id]
+    if queue == "own":
+        assert (task["name"], task["attributes"]["error.type"]) == (f"background_task {name}", error)
+        assert (task["pid"] == worker.process.pid) == main
+    else:
+        assert task["name"] == f"run/{name}"
+
+
+async def test_a_task_that_calls_another(
+    app: FastAPI, client: httpx.AsyncClient, spans: Spans, workers: Workers, open_shop: OpenShop
+) -> None:
+    """A task that another one has Celery run on the spot has a span too, also if it fails."""
+    shop = open_shop("celery")
+    await checkout(app, client, TaskTracing(broker=shop.broker), lambda tasks: tasks.add_task(shop.tasks.outer))
+
+    recording = workers["celery", "own"].recording
+    (outer,) = recording.wait(1, spans["POST /checkout"].context.trace_id)
+    assert outer["status"]["status_code"] == "UNSET"
+    start, end = outer["start_time"], outer["end_time"]
+    inner = [span for span in recording.spans() if start <= span["start_time"] <= span["end_time"] <= end]
+    assert [span["name"] for span in inner] == ["background_task cancelled", "background_task outer"]
+
+
 async def test_a_time_limit(
     app: FastAPI, client: httpx.AsyncClient, spans: Spans, workers: Workers, open_shop: OpenShop
 ) -> None:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from multiprocessing import get_context
+from time import sleep
 from types import SimpleNamespace
 from typing import Annotated, Any, cast
 from unittest.mock import Mock, call
@@ -17,12 +18,14 @@ import dramatiq
 import httpx
 import pytest
 import trio
-from celery import Celery, shared_task  # type: ignore[import-untyped]
+from celery import Celery, current_app, shared_task  # type: ignore[import-untyped]
 from celery.exceptions import Ignore, Reject  # type: ignore[import-untyped]
 from dramatiq.brokers.stub import StubBroker
 from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from taskiq import AsyncBroker, BrokerMessage, InMemoryBroker, SimpleRetryMiddleware, TaskiqDepends, async_shared_broker
@@ -31,7 +34,7 @@ from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
 
 from tests.conftest import Metrics, Spans, collect_garbage, is_child
 from tests.engines import pooled
-from tests.engines.conftest import ENGINES
+from tests.engines.conftest import ENGINES, celery_instrumentation
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 from traced_tasks._engines import DRAMATIQ
 from traced_tasks.celery import trace_tasks
@@ -697,3 +700,167 @@ async def test_a_message_of_a_later_version(spans: Spans) -> None:
     await shop.notify.kicker().with_labels(traced_tasks=headers).kiq(42)
 
     assert "background_task.queue.duration" in (spans["background_task notify"].attributes or {})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_task_that_runs_twice_at_once(spans: Spans, engine: str) -> None:
+    """Each message of a task that two responses share has an id of its own, and its span says that."""
+    shop = make(engine)
+    tasks = queue(shop, task_hook=lambda span, task: sleep(0.05))
+    tasks.add_task(shop.notify, 42)
+
+    await asyncio.gather(tasks(), tasks())
+    await asyncio.to_thread(work_off, shop)
+
+    sent = {str((span.attributes or {})["messaging.message.id"]) for span in producers(spans)}
+    received = [span for span in spans.tasks() if span.kind is SpanKind.CONSUMER]
+    assert len(sent) == 2
+    assert {str((span.attributes or {})["messaging.message.id"]) for span in received} == sent
+
+
+async def test_celerys_instrumentation_of_a_task_that_runs_here(spans: Spans) -> None:
+    """Where Celery sends nothing, its instrumentation makes the span of the task, and ours is that of the send."""
+    shop = make("celery")
+    tasks = queue(shop)
+    tasks.add_task(shop.notify, 42)
+
+    with celery_instrumentation(spans):
+        await tasks()
+
+    task, send = spans()
+    assert (task.name, task.kind) == ("run/tests.engines.test_handover.notify", SpanKind.CONSUMER)
+    assert is_child(task, send)
+    assert send.name == "send notify"
+
+
+@pytest.mark.parametrize("record_exception", [True, False])
+async def test_a_task_that_fails_in_its_send(
+    spans: Spans, caplog: pytest.LogCaptureFixture, record_exception: bool
+) -> None:
+    """What a task raises that Celery runs in its send is no unconfirmed send, and stays where it is told to."""
+    shop = make("celery")
+    shop.broker.conf.task_eager_propagates = True
+    spans.provider.add_span_processor(SimpleSpanProcessor(BrokenExporter()))
+
+    @shop.broker.task(shared=False)  # type: ignore[untyped-decorator]
+    def fail() -> None:
+        raise ValueError("secret")
+
+    tasks = queue(shop, record_exception=record_exception)
+    tasks.add_task(fail)
+    with pytest.raises(ValueError, match="secret"):
+        await tasks()
+
+    types = [(span.attributes or {}).get("error.type") for span in (spans["send fail"], spans["background_task fail"])]
+    assert types == ["ValueError", "ValueError"]
+    (warning,) = [record for record in caplog.records if record.name == "traced_tasks"]
+    assert "fail failed with ValueError" in warning.getMessage()
+    if not record_exception:
+        assert "secret" not in caplog.text
+
+
+class BrokenExporter(InMemorySpanExporter):
+    def export(self, spans: Any) -> Any:
+        raise RuntimeError
+
+
+async def test_a_decorator_of_the_users(spans: Spans) -> None:
+    """An actor that runs here runs with all that its function is decorated with."""
+    ran: list[str] = []
+
+    def with_loop(func: Any) -> Any:
+        @wraps(func)
+        def call(*args: Any) -> None:
+            ran.append("decorator")
+            asyncio.run(func(*args))
+
+        return call
+
+    @dramatiq.actor(broker=make("dramatiq").broker)
+    @with_loop
+    async def decorated(word: str) -> None:
+        ran.append(word)
+
+    tasks: Any = TracedBackgroundTasks()
+    tasks.add_task(decorated, "function")
+    await tasks()
+
+    assert ran == ["decorator", "function"]
+
+
+async def test_a_middleware_that_is_there_twice(spans: Spans) -> None:
+    """A middleware that is added twice traces once."""
+    shop = make("taskiq")
+    shop.broker.add_middlewares(TaskiqMiddleware())
+    tasks = queue(shop)
+    tasks.add_task(shop.notify, 42)
+    tasks.add_task(shop.async_notify, 42)
+    await tasks()
+
+    assert [span.name for span in spans.tasks() if span.kind is SpanKind.CONSUMER] == [
+        "background_task notify",
+        "background_task async_notify",
+    ]
+
+
+async def test_a_shared_task_with_another_broker(spans: Spans) -> None:
+    """Whether a worker's broker has an instrumentation of its own is asked of that, and not of the task's."""
+    broker = InMemoryBroker(await_inplace=True)
+    broker.add_middlewares(TaskiqMiddleware(), OpenTelemetryMiddleware())
+
+    @async_shared_broker.task("shared_by_all")
+    async def shared_by_all() -> None: ...
+
+    await shared_by_all.kicker().with_broker(broker).kiq()
+
+    assert [span.name for span in spans() if span.kind is SpanKind.CONSUMER] == ["execute/shared_by_all"]
+
+
+async def test_a_time_limit_in_a_hook(spans: Spans, measured: Metrics) -> None:
+    """A time limit of Dramatiq's that is over while our code runs leaves nothing behind."""
+    shop, seen = make("dramatiq"), []
+
+    def hook(span: Any, task: Any) -> None:
+        seen.append(span)
+        if len(seen) == 1:
+            raise dramatiq.middleware.TimeLimitExceeded
+
+    shop.broker.middleware[-2]._tracing = TaskTracing(task_hook=hook)
+    limited = dramatiq.actor(broker=shop.broker, actor_name="limited", max_retries=0)(async_nothing_sync)
+    tasks = queue(shop)
+    tasks.add_task(limited)
+    tasks.add_task(shop.notify, 42)
+    await tasks()
+    await asyncio.to_thread(work_off, shop)
+
+    consumers = {span.name: span for span in spans.tasks() if span.kind is SpanKind.CONSUMER}
+    assert len(consumers) == 2
+    assert sum(span.status.status_code is StatusCode.ERROR for span in consumers.values()) == 1
+    assert set(measured.active().values()) == {0}
+    assert all(span.get_span_context() == consumers["background_task notify"].context for _, span in shop.ran)
+
+
+def async_nothing_sync() -> None: ...
+
+
+async def test_a_sampler_that_fails_after_a_failed_send(
+    spans: Spans, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a send has raised goes on also if its span cannot be made, and nothing stays behind."""
+    broker = InMemoryBroker()
+    broker.add_middlewares(OpenTelemetryMiddleware())
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(broker=broker))
+    tasks.add_task(broker.task(async_nothing), Card)
+    monkeypatch.setattr("traced_tasks._handover.start_span", Mock(side_effect=RuntimeError("sampler")))
+
+    with pytest.raises(ValueError, match="Cannot serialize types"):
+        await tasks()
+
+    assert "async_nothing could not be traced" in caplog.text
+    assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_the_current_app(anyio_backend: str) -> None:
+    """Celery's `current_app` may be another one each time, and is refused."""
+    with pytest.raises(TypeError, match="trace_tasks takes a Celery app"):
+        trace_tasks(current_app)

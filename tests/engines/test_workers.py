@@ -1,7 +1,7 @@
 """A task that is handed over to a worker process: two spans in the right places, whatever engine takes it there."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +11,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from opentelemetry import baggage, context, propagate
-from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 
 from tests.conftest import Metrics, Spans, is_child
-from tests.engines.conftest import ENGINES, Worker
+from tests.engines.conftest import ENGINES, Worker, celery_instrumentation
 from tests.engines.recording import wait_until
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 
@@ -96,14 +95,6 @@ async def test_one_producer_and_one_consumer(
     )
     (work,) = [span for span in recording.spans() if ids(span)[1] == span_id]
     assert work["attributes"] == {"tenant": "acme"}
-
-
-@contextmanager
-def celery_instrumentation(spans: Spans) -> Iterator[None]:
-    instrumentor: Any = CeleryInstrumentor()  # type: ignore[no-untyped-call]
-    instrumentor.instrument(tracer_provider=spans.provider)
-    yield
-    instrumentor.uninstrument()
 
 
 @pytest.mark.parametrize("instrumented", ["app", "worker", "both"])

@@ -1,13 +1,17 @@
 """Celery's tasks of the tests: their app, made here and in the worker."""
 
+import asyncio
 import os
 import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 from time import sleep as wait
 from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery  # type: ignore[import-untyped]
+from celery.exceptions import WorkerLostError  # type: ignore[import-untyped]
 from opentelemetry import baggage, trace
 
 from tests.engines.recording import record
@@ -55,9 +59,24 @@ def add_tasks(app: Any) -> SimpleNamespace:
         Path(path).touch()
         wait(60)
 
-    return SimpleNamespace(
-        begin=begin, notify=notify, fail=fail, sleep=sleep, die=die, die_once=die_once, limited=limited, touch=touch
-    )
+    @app.task(shared=False, name="cancelled")  # type: ignore[untyped-decorator]
+    def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    @app.task(shared=False, name="pretend")  # type: ignore[untyped-decorator]
+    def pretend() -> None:
+        raise WorkerLostError("of another task, whose result was waited for")
+
+    @app.task(shared=False, name="leave")  # type: ignore[untyped-decorator]
+    def leave() -> None:
+        sys.exit(3)
+
+    @app.task(shared=False, name="outer")  # type: ignore[untyped-decorator]
+    def outer() -> None:
+        with suppress(asyncio.CancelledError):
+            cancelled.apply(throw=True)
+
+    return SimpleNamespace(**{name: task for name, task in locals().items() if name != "app"})
 
 
 def make_app(queue: str, url: str) -> Any:

