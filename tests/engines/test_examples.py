@@ -9,8 +9,6 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-
-
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.backends.receiver import Received, receive_http
