@@ -171,23 +171,20 @@ def engine_of_broker(given: object) -> Engine | None:
 
 def engine_task(func: object) -> tuple[Engine, Any, bool] | None:
     """Return the engine and the task that were given to `add_task`, if so, and whether by the method that sends it."""
-    try:
-        task: object = func.__self__ if type(func) is MethodType else func
-        # Celery makes a task when it is first used.
-        cls = task.__class__ if type(task).__module__ == "celery.local" else type(task)
-        engine = _engine(cls, 1)
-        if engine is None:
-            return None
-        if type(func) is not MethodType:
-            return engine, task, False
-        return (engine, task, True) if func.__func__ is getattr(cls, engine.method) else None
-    except Exception:  # somebody's metaclass
+    task: object = func.__self__ if type(func) is MethodType else func
+    local: Any = sys.modules.get("celery.local")
+    # Celery makes a task when it is first used.
+    cls = task.__class__ if local is not None and issubclass(type(task), local.Proxy) else type(task)
+    engine = _engine(cls, 1)
+    if engine is None or (type(func) is MethodType and func.__func__ is not getattr(cls, engine.method)):
         return None
+    return engine, task, type(func) is MethodType
 
 
 def _engine(cls: type, kind: int) -> Engine | None:
-    for base in cls.__mro__:
-        engine = _ENGINES.get(base.__module__.partition(".")[0])
-        if engine is not None and base.__name__ == engine.classes[kind]:
-            return engine
+    with suppress(Exception):  # of somebody's metaclass
+        for base in cls.__mro__:
+            engine = _ENGINES.get(base.__module__.partition(".")[0])
+            if engine is not None and base.__name__ == engine.classes[kind]:
+                return engine
     return None

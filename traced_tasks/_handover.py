@@ -1,4 +1,4 @@
-"""What hands a task over to the workers of an engine, in one run: it is called where else the task's function is."""
+"""What hands a task over to the workers of an engine: a run calls it in place of the task's function."""
 
 from contextlib import suppress
 from time import perf_counter, time
@@ -16,22 +16,22 @@ from traced_tasks._telemetry import Task, log_failure, start_span
 class Handover:
     """Sends a task of an engine, when it is called with the arguments of that."""
 
-    def __init__(self, task: Task, engine: Engine, sent: Any) -> None:
-        self.system, self.message_id, self.gives_way = engine.system, "", False
-        self.runs_here = engine.runs_here(task.tracing.broker)
-        self._traced, self._engine, self._sent = task, engine, sent
+    def __init__(self, task: Task, engine: Engine, engine_task: Any) -> None:
+        self.system, self.message_id, self.gives_way, self.runs_here = engine.system, "", False, False
+        self._traced, self._engine, self._task = task, engine, engine_task
 
     def start_span(self) -> tuple[Span, Context]:
         """Start the span of the hand-over, and return it with the context in which it is current."""
         broker = self._traced.tracing.broker
         self.message_id = self._engine.message_id(broker)
+        self.runs_here = self._engine.runs_here(broker)
         self.gives_way = self._engine.is_instrumented(broker) and not self.runs_here
         return (INVALID_SPAN, self._traced.context) if self.gives_way else self._start_span()
 
     def _start_span(self, start_time: int | None = None) -> tuple[Span, Context]:
         task, queue = self._traced, None
         with suppress(Exception):
-            queue = self._engine.queue(task.tracing.broker, self._sent)
+            queue = self._engine.queue(task.tracing.broker, self._task)
         changes = {
             "propagation_style": "child",  # the message carries the style, for the worker
             "span_name": f"send {task.instruments.function}",
@@ -48,7 +48,7 @@ class Handover:
         except Exception as failure:
             log_failure("The message of the background task %s carries no context.", task.instruments, failure)
         message_id = self.message_id or self._engine.message_id(task.tracing.broker)
-        return self._engine.send(self._sent, message_id, headers, args, kwargs)
+        return self._engine.send(self._task, message_id, headers, args, kwargs)
 
     def left_open(self, started_at: int | None) -> Span:
         """Return what the engine's own instrumentation has not ended. If that is nothing, one of ours since then."""

@@ -1,6 +1,7 @@
 """One run of a task: from where its function starts to where that ends.
 
-Rule 1: A run begins in the thread that calls the function, right before the call. Until then the task waits.
+Rule 1: A run begins in the thread that calls the function, right before the call. Until then the task waits. One that
+took place in another process is told of afterwards, with what is known of its start.
 
 Rule 2: It ends where the function ends, whoever has stopped waiting for that by then.
 
@@ -130,9 +131,9 @@ def start(task: Task, ago: float = 0) -> Run:
     return task, started_at, span, context, token, variables, measured, handover
 
 
-def start_measured(task: Task) -> Run:
+def start_measured(task: Task, ago: float = 0) -> Run:
     """Start the run of a task whose span somebody else makes."""
-    started_at = perf_counter()
+    started_at = perf_counter() - ago
     _measure_start(task, None if task.queued_at is None else started_at - task.queued_at)
     return task, started_at, INVALID_SPAN, task.context, None, (), task.instruments.measured, None
 

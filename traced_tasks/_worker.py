@@ -12,6 +12,7 @@ from opentelemetry.trace import SpanKind
 
 from traced_tasks._background import TracedBackgroundTask
 from traced_tasks._engines import Engine
+from traced_tasks._foreign import otel_logs
 from traced_tasks._lost import reporter
 from traced_tasks._message import read
 from traced_tasks._options import TaskOptions
@@ -34,6 +35,7 @@ class Received:
     task: TracedBackgroundTask | None = None  # if the message can be read
     called = False
     failed: Sequence[BaseException] = ()
+    owner: object = None
     gives_way = False  # to the span of the engine's own instrumentation
 
     def __init__(
@@ -49,7 +51,7 @@ class Received:
         queue: str | None,
         tracing: TaskOptions,
     ) -> None:
-        self.message, self.func = message, func
+        self.message, self.message_id, self.func = message, message_id, func
         self.outer = processing.get()  # a worker in the application's process may be called from a task
         self.received_at = perf_counter()
         instruments = instruments_for(func, tracing.meter_provider)
@@ -72,7 +74,7 @@ class Received:
         self.called = True
         if self.task is None:
             return None
-        run = start_measured(self.task) if self.gives_way else start(self.task, ago)
+        run = start_measured(self.task, ago) if self.gives_way else start(self.task, ago)
         try:
             if self.task.tracing.task_hook is not None:
                 call_hook(self.task, run[2])
@@ -119,11 +121,12 @@ class TracedFunction:
 
 
 def flush(tracing: TaskOptions) -> None:
-    """Export what is left, for a worker that is about to stop does not do so for itself."""
+    """Export what is left: a worker that is about to stop does not do so by itself."""
     reporter.flush(_AT_STOP)
     providers: tuple[Any, ...] = (
         tracing.tracer_provider or trace.get_tracer_provider(),
         tracing.meter_provider or metrics.get_meter_provider(),
+        otel_logs and otel_logs.get_logger_provider(),
     )
     for provider in providers:
         with suppress(Exception):  # the API's own has nothing to export

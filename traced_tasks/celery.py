@@ -2,6 +2,7 @@
 
 import os
 import sys
+from signal import SIGKILL
 from threading import Thread
 from time import time
 from typing import Any
@@ -129,9 +130,10 @@ class _Tracing:
         if request is None or request.worker_pid == os.getpid():
             return
         received = self._receive(request.task, request.args, request.kwargs, request.request_dict, request)
-        if received.gives_way and "signal" not in str(failure):
-            return  # a child that exits still ends the span of its instrumentation
-        received.gives_way = False
+        # A child that exits still ends the span of its instrumentation. One that was killed does not.
+        is_lost = isinstance(failure, WorkerLostError) and "signal" in str(failure)
+        if is_lost or (isinstance(failure, Terminated) and failure.args == (SIGKILL,)):
+            received.gives_way = False
         run = received.start(time() - (request.time_start or time()))
         if run is not None:
             end(run, None, [failure])

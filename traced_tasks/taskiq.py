@@ -54,7 +54,9 @@ class TracedTasksMiddleware(TaskiqMiddleware):
         if outer is not None and outer.message is message:
             return message  # another middleware like this one has it
         arguments = message.args, message.kwargs, message.labels, message.task_id, queue
-        _worker.processing.set(_worker.Received(TASKIQ, self.broker, message, task, *arguments, self._tracing))
+        received = _worker.Received(TASKIQ, self.broker, message, task, *arguments, self._tracing)
+        received.owner = self
+        _worker.processing.set(received)
         return message
 
     def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:  # noqa: ARG002
@@ -65,7 +67,7 @@ class TracedTasksMiddleware(TaskiqMiddleware):
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:  # noqa: ARG002
         """Report a run that was not seen: a dependency has failed, or the function ran in a pool of processes."""
         received = _worker.processing.get()
-        if received is not None and received.message is message:
+        if received is not None and received.owner is self and received.message_id == message.task_id:
             _worker.processing.set(received.outer)
             ago = perf_counter() - received.received_at
             if not received.called and (run := received.start(ago)) is not None:

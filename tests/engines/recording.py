@@ -49,7 +49,7 @@ def _write(records: list[dict[str, Any]]) -> None:
 
 
 def record(batch: bool = False) -> None:
-    """Have this process write its spans, at once or in batches, and its metrics, at its end or each 0.2 s."""
+    """Have this process write its spans, at once or in batches, and its metrics, at its end or each 0.5 s."""
     if FILE in os.environ:
         provider = TracerProvider()
         batches = BatchSpanProcessor(_Spans(), schedule_delay_millis=60_000)

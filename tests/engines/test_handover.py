@@ -19,7 +19,7 @@ import httpx
 import pytest
 import trio
 from celery import Celery, current_app, shared_task  # type: ignore[import-untyped]
-from celery.exceptions import Ignore, Reject  # type: ignore[import-untyped]
+from celery.exceptions import Ignore, OperationalError, Reject  # type: ignore[import-untyped]
 from dramatiq.brokers.stub import StubBroker
 from fastapi import BackgroundTasks, Depends, FastAPI
 from opentelemetry import propagate, trace
@@ -28,7 +28,16 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from taskiq import AsyncBroker, BrokerMessage, InMemoryBroker, SimpleRetryMiddleware, TaskiqDepends, async_shared_broker
+from taskiq import (
+    AsyncBroker,
+    BrokerMessage,
+    InMemoryBroker,
+    SimpleRetryMiddleware,
+    TaskiqDepends,
+    TaskiqMessage,
+    async_shared_broker,
+)
+from taskiq import TaskiqMiddleware as TaskiqMiddleware_
 from taskiq.exceptions import NoResultError
 from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
 
@@ -60,7 +69,7 @@ class BrokenStub(StubBroker):
         raise ConnectionError("no broker at redis://:secret@there")
 
 
-def make(engine: str, broken: bool = False) -> SimpleNamespace:
+def make(engine: str, broken: bool = False, tracing: TaskTracing | None = None) -> SimpleNamespace:
     """A broker in this process, or one that is down, and two tasks."""
     ran: list[Any] = []
 
@@ -72,7 +81,7 @@ def make(engine: str, broken: bool = False) -> SimpleNamespace:
 
     if engine == "taskiq":
         taskiq: AsyncBroker = Broken() if broken else InMemoryBroker(await_inplace=True)
-        taskiq.add_middlewares(TaskiqMiddleware())
+        taskiq.add_middlewares(TaskiqMiddleware(tracing=tracing))
         return SimpleNamespace(
             broker=taskiq, ran=ran, notify=taskiq.task(notify), async_notify=taskiq.task(async_notify), method="kiq"
         )
@@ -81,10 +90,10 @@ def make(engine: str, broken: bool = False) -> SimpleNamespace:
         app = Celery("shop", broker=url, set_as_current=False)
         retries = {"max_retries": 1, "interval_start": 0}
         app.conf.update(task_always_eager=not broken, task_publish_retry=False, broker_transport_options=retries)
-        trace_tasks(app)
+        trace_tasks(app, tracing=tracing)
         return SimpleNamespace(broker=app, ran=ran, notify=app.task(shared=False)(notify), method="delay")
     stub = BrokenStub() if broken else StubBroker()
-    stub.add_middleware(DramatiqMiddleware())
+    stub.add_middleware(DramatiqMiddleware(tracing=tracing))
     stub.add_middleware(dramatiq.middleware.AsyncIO())
     actors = dramatiq.actor(broker=stub)(notify), dramatiq.actor(broker=stub)(async_notify)
     return SimpleNamespace(broker=stub, ran=ran, notify=actors[0], async_notify=actors[1], method="send")
@@ -499,7 +508,7 @@ async def test_what_only_asks_for_something(spans: Spans, caplog: pytest.LogCapt
     await asyncio.to_thread(work_off, shop)
 
     consumers = [span for span in spans.tasks() if span.kind is SpanKind.CONSUMER]
-    assert consumers
+    assert len(consumers) == len(attempts)
     assert all(span.status.is_ok for span in spans.tasks())
     assert [record for record in caplog.records if record.name == "traced_tasks"] == []
 
@@ -537,15 +546,9 @@ async def test_what_a_celery_task_may_raise(spans: Spans, error: BaseException, 
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_the_hook_of_a_worker(spans: Spans, engine: str) -> None:
     """The hook of a worker's options gets the span that has started there, and the task."""
-    shop, seen = make(engine), []
+    seen: list[Any] = []
     tracing = TaskTracing(task_hook=lambda span, task: seen.append((span.get_span_context(), task.args, task.kwargs)))
-    if engine == "taskiq":
-        shop.broker.middlewares[:] = []
-        shop.broker.add_middlewares(TaskiqMiddleware(tracing=tracing))
-    elif engine == "celery":
-        trace_tasks(shop.broker, tracing=tracing)
-    else:
-        shop.broker.middleware[-2]._tracing = tracing
+    shop = make(engine, tracing=tracing)
 
     tasks = queue(shop)
     tasks.add_task(shop.notify, 42)
@@ -596,7 +599,7 @@ async def test_a_clock_that_is_behind(spans: Spans, monkeypatch: pytest.MonkeyPa
 
     attributes = spans["background_task notify"].attributes
     assert attributes is not None
-    assert 0 <= float(str(attributes["background_task.queue.duration"])) < 0.1
+    assert 0 <= float(str(attributes["background_task.queue.duration"])) < 1
 
 
 def test_a_direct_call(anyio_backend: str, spans: Spans) -> None:
@@ -818,14 +821,14 @@ async def test_a_shared_task_with_another_broker(spans: Spans) -> None:
 
 async def test_a_time_limit_in_a_hook(spans: Spans, measured: Metrics) -> None:
     """A time limit of Dramatiq's that is over while our code runs leaves nothing behind."""
-    shop, seen = make("dramatiq"), []
+    seen: list[Any] = []
 
     def hook(span: Any, task: Any) -> None:
         seen.append(span)
         if len(seen) == 1:
             raise dramatiq.middleware.TimeLimitExceeded
 
-    shop.broker.middleware[-2]._tracing = TaskTracing(task_hook=hook)
+    shop = make("dramatiq", tracing=TaskTracing(task_hook=hook))
     limited = dramatiq.actor(broker=shop.broker, actor_name="limited", max_retries=0)(async_nothing_sync)
     tasks = queue(shop)
     tasks.add_task(limited)
@@ -864,3 +867,51 @@ def test_the_current_app(anyio_backend: str) -> None:
     """Celery's `current_app` may be another one each time, and is refused."""
     with pytest.raises(TypeError, match="trace_tasks takes a Celery app"):
         trace_tasks(current_app)
+
+
+async def test_a_middleware_that_makes_a_copy(spans: Spans) -> None:
+    """A task whose dependency fails has failed, also if another middleware has replaced its message."""
+
+    class Copying(TaskiqMiddleware_):
+        def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+            return message.model_copy()
+
+    broker = InMemoryBroker(await_inplace=True)
+    broker.add_middlewares(TaskiqMiddleware(), Copying())
+
+    def user() -> None:
+        raise LookupError
+
+    @broker.task("dependent_too")
+    async def dependent(user: Annotated[None, TaskiqDepends(user)]) -> None: ...
+
+    tasks = TracedBackgroundTasks(tracing=TaskTracing(broker=broker))
+    tasks.add_task(cast(Any, dependent))
+    await tasks()
+
+    (span,) = [span for span in spans.tasks() if span.kind is SpanKind.CONSUMER]
+    assert (span.attributes or {})["error.type"] == "LookupError"
+
+
+def test_an_app_that_cannot_be_configured(anyio_backend: str) -> None:
+    """A Celery task whose app cannot be configured is refused where it is added, with Celery's own error."""
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object("tests.engines.no_such_module")
+    notify = app.task(shared=False)(async_nothing_sync)
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        TracedBackgroundTasks(tracing=TaskTracing(broker=app)).add_task(notify)
+
+
+async def test_a_failed_send_beside_celerys_instrumentation(spans: Spans) -> None:
+    """A send that fails has one span with Celery's own instrumentation too."""
+    shop = make("celery", broken=True)
+    tasks = queue(shop)
+    shop.broker.set_default()  # in a thread, the instrumentation looks for the task in the default app
+    tasks.add_task(shop.notify, 42)
+
+    with celery_instrumentation(spans), pytest.raises(OperationalError):
+        await tasks()
+
+    (send,) = spans()
+    assert (send.kind, (send.attributes or {})["error.type"]) == (SpanKind.PRODUCER, "unconfirmed")
