@@ -96,7 +96,7 @@ class TaskOptions(
     """The name of the span. `None`: `background_task {function}`."""
 
     span_kind: SpanKind | None = None
-    """The kind of the span. `None`: `INTERNAL` for `"child"`, `CONSUMER` for `"link"` and `"none"`."""
+    """The kind of the span. `None`: `INTERNAL` for `"child"`, `CONSUMER` for the others. A hand-over is `PRODUCER`."""
 
     attributes: Attributes = Field(default_factory=dict)
     """Attributes for the span, on top of (and, on the same key, instead of) those that are always there."""
