@@ -62,9 +62,9 @@ class Engine(ABC):
         """Whether an instrumentation of the engine's own makes the spans of a broker's messages, in this process."""
         return False
 
+    @abstractmethod
     def failed(self, raised: Any) -> Sequence[BaseException]:
         """Return what failed, of what a function raised in a worker: nothing, if it asks for something by that."""
-        return [raised]
 
 
 class Taskiq(Engine):
@@ -134,9 +134,7 @@ class Dramatiq(Engine):
     system, classes, method, blocks = "dramatiq", ("Broker", "Actor"), "send", True
 
     def function(self, task: Any) -> Callable[..., Any]:
-        func = task.fn
-        if type(func).__module__ == "traced_tasks._worker":
-            func = func.__wrapped__
+        func = task.fn.__wrapped__ if type(task.fn).__module__ == "traced_tasks._worker" else task.fn
         # An `async def` one is inside of a function that needs the event loop of a worker.
         is_async = getattr(func, "__globals__", {}).get("__name__") == "dramatiq.asyncio"
         return func.__wrapped__ if is_async else func  # type: ignore[no-any-return]

@@ -1,9 +1,9 @@
 """What an engine's worker does with a message: a run whose context came in headers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import update_wrapper
+from threading import Thread
 from time import perf_counter, time
 from typing import Any
 
@@ -129,5 +129,8 @@ def flush(tracing: TaskOptions) -> None:
         otel_logs and otel_logs.get_logger_provider(),
     )
     for provider in providers:
-        with suppress(Exception):  # the API's own has nothing to export
-            provider.force_flush(int(_AT_STOP * 1e3))
+        if force_flush := getattr(provider, "force_flush", None):
+            # On a thread, for the SDK's lock may be one that was held while this process was forked off.
+            flushing = Thread(target=force_flush, args=(int(_AT_STOP * 1e3),), daemon=True)
+            flushing.start()
+            flushing.join(_AT_STOP)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -15,7 +16,7 @@ from opentelemetry.sdk.metrics.export import (
     MetricsData,
     PeriodicExportingMetricReader,
 )
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 FILE = "TESTS_RECORDING"
@@ -48,15 +49,28 @@ def _write(records: list[dict[str, Any]]) -> None:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
+class _Flush(SpanProcessor):
+    def on_end(self, span: ReadableSpan) -> None:
+        flush()
+
+
+def flush(**_: Any) -> None:
+    """Have this process write its metrics."""
+    provider: Any = metrics.get_meter_provider()
+    provider.force_flush()
+
+
 def record(batch: bool = False) -> None:
-    """Have this process write its spans, at once or in batches, and its metrics, at its end or each 0.5 s."""
+    """Have this process write its spans and metrics, each span as it ends, or in batches."""
     if FILE in os.environ:
         provider = TracerProvider()
         batches = BatchSpanProcessor(_Spans(), schedule_delay_millis=60_000)
         provider.add_span_processor(batches if batch else SimpleSpanProcessor(_Spans()))
+        if not batch:
+            provider.add_span_processor(_Flush())
         trace.set_tracer_provider(provider)
-        reader = PeriodicExportingMetricReader(_Metrics(), export_interval_millis=60_000 if batch else 500)
-        metrics.set_meter_provider(MeterProvider([reader]))
+        # Without a thread, whose lock a child could be forked off with.
+        metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(_Metrics(), inf)]))
 
 
 class Recording:

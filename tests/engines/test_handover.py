@@ -18,7 +18,7 @@ import dramatiq
 import httpx
 import pytest
 import trio
-from celery import Celery, current_app, shared_task  # type: ignore[import-untyped]
+from celery import Celery, current_app, shared_task, signals  # type: ignore[import-untyped]
 from celery.exceptions import Ignore, OperationalError, Reject  # type: ignore[import-untyped]
 from dramatiq.brokers.stub import StubBroker
 from fastapi import BackgroundTasks, Depends, FastAPI
@@ -35,6 +35,7 @@ from taskiq import (
     SimpleRetryMiddleware,
     TaskiqDepends,
     TaskiqMessage,
+    TaskiqResult,
     async_shared_broker,
 )
 from taskiq import TaskiqMiddleware as TaskiqMiddleware_
@@ -915,3 +916,56 @@ async def test_a_failed_send_beside_celerys_instrumentation(spans: Spans) -> Non
 
     (send,) = spans()
     assert (send.kind, (send.attributes or {})["error.type"]) == (SpanKind.PRODUCER, "unconfirmed")
+
+
+class Request:
+    """What the main process of a Celery worker knows of a task."""
+
+    def __init__(self, task: Any) -> None:
+        self.task, self.id, self.args = task, "1", (42,)
+        self.kwargs: dict[str, Any] = {}
+        self.request_dict: dict[str, Any] = {}
+        self.delivery_info, self.worker_pid, self.time_start = None, 0, None
+
+
+@pytest.mark.parametrize(("terminated", "readable"), [(False, True), (True, True), (True, False)])
+def test_a_task_that_is_revoked(
+    anyio_backend: str, spans: Spans, monkeypatch: pytest.MonkeyPatch, terminated: bool, readable: bool
+) -> None:
+    """A task that is revoked before it starts has no span, nor has one whose message cannot be read."""
+    shop = make("celery")
+    request = Request(shop.notify)
+    if not readable:
+        monkeypatch.setattr(propagate, "get_global_textmap", BrokenPropagator)
+
+    signals.task_received.send(sender=None, request=request)
+    signals.task_revoked.send(sender=shop.notify, request=request, terminated=terminated, signum=15, expired=False)
+
+    assert len(spans()) == (terminated and readable)
+
+
+async def test_an_error_of_nothing(spans: Spans) -> None:
+    """An error that comes without a message harms nothing."""
+    result: TaskiqResult[None] = TaskiqResult(is_err=True, return_value=None, execution_time=0)
+    message = TaskiqMessage(task_id="1", task_name="1", labels={}, args=[], kwargs={})
+
+    TaskiqMiddleware().on_error(message, result, ValueError())
+    TaskiqMiddleware().post_execute(message, result)
+
+    assert spans() == []
+
+
+async def test_a_worker_that_keeps_a_secret(spans: Spans) -> None:
+    """With `record_exception=False` in the worker's options no exception is recorded there."""
+    shop = make("taskiq", tracing=TaskTracing(record_exception=False))
+
+    @shop.broker.task("secret")  # type: ignore[untyped-decorator]
+    async def fail() -> None:
+        raise ValueError("secret")
+
+    tasks = queue(shop)
+    tasks.add_task(fail)
+    await tasks()
+
+    assert spans["background_task fail"].events == ()
+    assert (spans["background_task fail"].attributes or {})["error.type"] == "ValueError"

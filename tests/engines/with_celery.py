@@ -10,11 +10,11 @@ from time import sleep as wait
 from types import SimpleNamespace
 from typing import Any
 
-from celery import Celery  # type: ignore[import-untyped]
+from celery import Celery, signals  # type: ignore[import-untyped]
 from celery.exceptions import WorkerLostError  # type: ignore[import-untyped]
 from opentelemetry import baggage, trace
 
-from tests.engines.recording import record
+from tests.engines.recording import flush, record
 from traced_tasks import TaskTracing
 from traced_tasks.celery import trace_tasks
 
@@ -52,6 +52,7 @@ def add_tasks(app: Any) -> SimpleNamespace:
     def die_once(path: str) -> None:
         if not Path(path).exists():
             Path(path).touch()
+            wait(0.2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     @app.task(shared=False, name="begin")  # type: ignore[untyped-decorator]
@@ -90,6 +91,7 @@ if "TESTS_QUEUE" in os.environ:
     app = make_app(os.environ["TESTS_QUEUE"], os.environ["TESTS_BROKER"])
     add_tasks(app)
     record(batch=os.environ["TESTS_QUEUE"].endswith("batch"))
+    signals.task_failure.connect(flush, weak=False)
     if os.environ["TESTS_QUEUE"].endswith("instrumented"):
         from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
