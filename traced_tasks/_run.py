@@ -182,9 +182,8 @@ def end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tupl
 
 def forget(run: Run) -> None:
     """End the run of a task that another process reports."""
-    task, _, _, _, token, variables, measured, _ = run
-    if measured:
-        task.instruments.running.pop()
+    task, _, _, _, token, variables, _, _ = run
+    del task.instruments.running[-1:]  # if it is measured
     _leave(token, variables, ())
 
 
