@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from time import perf_counter, time
+from types import SimpleNamespace
 from typing import Any
 
 from opentelemetry import trace
@@ -38,7 +39,7 @@ class Handover:
             "span_kind": SpanKind.PRODUCER,
             "attributes": {**self._engine.attributes("send", self.message_id, queue), **task.tracing.attributes},
         }
-        options = task.tracing.model_copy(update=changes)
+        options: Any = SimpleNamespace(**{**vars(task.tracing), **changes})  # a copy of pydantic's takes 5 us
         return start_span(task, options, "messaging.system", self.system, start_time)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
