@@ -116,8 +116,10 @@ class _Tracing:
             self._requests[request.id] = request
 
     def _fail(self, task_id: str, exception: BaseException, **_: Any) -> None:
-        # With a traceback it was raised in this process, and not by the task, in a child.
-        if isinstance(exception, WorkerLostError | TimeLimitExceeded) and exception.__traceback__ is not None:
+        # With a traceback it was raised in this process, and not by the task, in a child. Of a child that exits, Celery
+        # before 5.7 says only how.
+        is_lost = isinstance(exception, WorkerLostError | TimeLimitExceeded) and exception.__traceback__ is not None
+        if is_lost or isinstance(exception, SystemExit | KeyboardInterrupt):
             self._report(task_id, exception)
 
     def _revoke(self, request: Any, terminated: bool, signum: Any, **_: Any) -> None:

@@ -107,12 +107,16 @@ class Recording:
                 and all(span["attributes"].get(key.replace("_", ".")) == value for key, value in attributes.items())
             ]
 
-        wait_until(lambda: len(found()) >= number, f"{number} spans, not {found()}")
+        wait_until(lambda: len(found()) >= number, lambda: f"{number} spans, not {found()}; {self._log()}")
         return found()
 
+    def _log(self) -> str:
+        log = self.path.with_name("log")
+        return f"the end of the worker's log: {log.read_text()[-5_000:]}" if log.exists() else "no log"
 
-def wait_until(is_so: Callable[[], bool], what: str = "", timeout: float = 60) -> None:
+
+def wait_until(is_so: Callable[[], bool], what: Callable[[], str] = str, timeout: float = 60) -> None:
     end = monotonic() + timeout
     while not is_so():
-        assert monotonic() < end, what
+        assert monotonic() < end, what()
         sleep(0.02)

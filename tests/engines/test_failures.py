@@ -42,11 +42,15 @@ async def test_a_child_that_is_killed(
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "main"),
+    ("name", "errors", "main"),
     [
-        ("cancelled", "asyncio.exceptions.CancelledError", False),
-        ("pretend", "billiard.exceptions.WorkerLostError", False),
-        ("leave", "billiard.exceptions.WorkerLostError", True),
+        ("cancelled", ["asyncio.exceptions.CancelledError"], False),
+        ("pretend", ["billiard.exceptions.WorkerLostError"], False),
+        (
+            "leave",
+            ["billiard.exceptions.WorkerLostError", "SystemExit"],
+            True,
+        ),  # by the versions of Celery and billiard
     ],
 )
 @pytest.mark.parametrize("queue", ["own", "instrumented"])
@@ -58,7 +62,7 @@ async def test_what_celery_does_not_catch(
     open_shop: OpenShop,
     queue: str,
     name: str,
-    error: str,
+    errors: list[str],
     main: bool,
 ) -> None:
     """Whatever a Celery task raises, there is one span of it, whichever process makes that."""
@@ -74,7 +78,8 @@ async def test_what_celery_does_not_catch(
     found = worker.recording.wait(3, spans["POST /checkout"].context.trace_id)
     (task,) = [span for span in found if ids(span)[1] == spans[f"send {name}"].context.span_id]
     if queue == "own":
-        assert (task["name"], task["attributes"]["error.type"]) == (f"background_task {name}", error)
+        assert task["name"] == f"background_task {name}"
+        assert task["attributes"]["error.type"] in errors
         assert (task["pid"] == worker.process.pid) == main
     else:
         assert task["name"] == f"run/{name}"

@@ -341,7 +341,7 @@ async def test_a_worker_that_stops(
     await checkout(
         app, client, TaskTracing(broker=shop.broker), lambda tasks: tasks.add_task(shop.tasks.touch, str(done))
     )
-    wait_until(done.exists, "the task")
+    wait_until(done.exists)
     worker.stop()
 
     (task,) = [span for span in worker.recording.spans() if span["name"] == "background_task touch"]
