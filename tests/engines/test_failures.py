@@ -50,7 +50,7 @@ async def test_a_child_that_is_killed(
             "leave",
             ["billiard.exceptions.WorkerLostError", "SystemExit"],
             True,
-        ),  # by the versions of Celery and billiard
+        ),  # by versions
     ],
 )
 @pytest.mark.parametrize("queue", ["own", "instrumented"])
