@@ -93,7 +93,8 @@ class TracedBackgroundTask(BackgroundTask):
         if tracing.context_variables:
             self.captured_variables = copy_context()
         self.queued_at = perf_counter()
-        self.instruments = instruments = instruments_for(func, tracing.meter_provider)
+        function = func if found is None else found[0].function(found[1])
+        self.instruments = instruments = instruments_for(function, tracing.meter_provider)
         if found is not None:
             self._capture_engine_task(*found)
         instruments.waiting[id(self)] = True

@@ -20,7 +20,6 @@ class Engine(ABC):
     classes: tuple[str, str]  # of its broker and of its tasks
     method: str  # of a task, that sends it
     blocks: bool  # whether sending does, so that a thread has to do it
-    suffix = ""  # what it appends to the name of a function
 
     @abstractmethod
     def function(self, task: Any) -> Callable[..., Any]:
@@ -69,7 +68,6 @@ class Engine(ABC):
 
 class Taskiq(Engine):
     system, classes, method, blocks = "taskiq", ("AsyncBroker", "AsyncTaskiqDecoratedTask"), "kiq", False
-    suffix = "__taskiq_original"
 
     def function(self, task: Any) -> Callable[..., Any]:
         return task.original_func  # type: ignore[no-any-return]

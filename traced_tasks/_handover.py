@@ -1,6 +1,5 @@
 """What hands a task over to the workers of an engine: a run calls it in place of the task's function."""
 
-from contextlib import suppress
 from time import perf_counter, time
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +29,8 @@ class Handover:
         return (INVALID_SPAN, self._traced.context) if self.gives_way else self._start_span()
 
     def _start_span(self, start_time: int | None = None) -> tuple[Span, Context]:
-        task, queue = self._traced, None
-        with suppress(Exception):
-            queue = self._engine.queue(task.tracing.broker, self._task)
+        task = self._traced
+        queue = self._engine.queue(task.tracing.broker, self._task)
         changes = {
             "propagation_style": "child",  # the message carries the style, for the worker
             "span_name": f"send {task.instruments.function}",
@@ -43,10 +41,11 @@ class Handover:
         return start_span(task, options, "messaging.system", self.system, start_time)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        task, headers = self._traced, dict[str, str]()
+        task = self._traced
         try:
             headers = write(task.tracing, time() - (perf_counter() - (task.queued_at or 0)))
         except Exception as failure:
+            headers = {}
             log_failure("The message of the background task %s carries no context.", task.instruments, failure)
         message_id = self.message_id or self._engine.message_id(task.tracing.broker)
         return self._engine.send(self._task, message_id, headers, args, kwargs)

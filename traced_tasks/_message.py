@@ -18,8 +18,13 @@ def write(tracing: TaskOptions, queued_at: float) -> dict[str, str]:
     """Return the headers for a task with these options, sent from within the current context."""
     headers: dict[str, str] = {}
     propagate.inject(headers)
-    ours = {name: getattr(tracing, name) for name in _TRAVELS}
-    ours.update(attributes=dict(tracing.attributes), queued_at=queued_at)
+    ours: dict[str, Any] = {"queued_at": queued_at, "propagation_style": tracing.propagation_style}
+    if tracing.span_name is not None:
+        ours["span_name"] = tracing.span_name
+    if tracing.attributes:
+        ours["attributes"] = dict(tracing.attributes)
+    if not tracing.record_exception:
+        ours["record_exception"] = False
     headers[_HEADER] = _encode(ours)
     return headers
 

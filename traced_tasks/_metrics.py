@@ -74,6 +74,7 @@ class Instruments:
         gauge("background_task.waiting", [waiting], description="How many background tasks wait to start.")
 
     def _of(self, module: str | None, qualname: str) -> FunctionInstruments:
+        qualname = qualname.replace("__taskiq_original", "")  # which Taskiq appends, once for each broker
         name = with_module(module, qualname)
         with making:
             function = self._functions.get(name)  # it is there, if it is forgotten and still has tasks

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from traced_tasks._engines import engine_task
@@ -11,12 +11,10 @@ from traced_tasks._engines import engine_task
 def qualified_name(func: Any) -> tuple[str | None, str]:
     """Return the module and the qualified name of the function that was meant, whatever it is wrapped in."""
     try:
-        suffix = ""
         # Real types and real attributes only: a Mock is an instance of whatever it imitates and has every attribute.
-        while True:
+        while type(func) is not FunctionType:
             if (found := engine_task(func)) is not None:
-                engine, task, _ = found
-                func, suffix = engine.function(task), engine.suffix
+                func = found[0].function(found[1])
             elif type(func) is MethodType:
                 func = func.__func__
             elif issubclass(type(func), partial):
@@ -28,8 +26,6 @@ def qualified_name(func: Any) -> tuple[str | None, str]:
             attribute: Any = partial(object.__getattribute__, func)
             qualname, module = attribute("__qualname__"), attribute("__module__")
             if type(qualname) is str:
-                while suffix and qualname.endswith(suffix):  # once for each broker that it is a task of
-                    qualname = qualname.removesuffix(suffix)
                 return module, qualname
         return type(func).__module__, type(func).__qualname__
     except Exception:  # somebody's property or metaclass

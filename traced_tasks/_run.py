@@ -194,9 +194,8 @@ def end_elsewhere(run: Run, raised: Sequence[BaseException], call: Any, ended: t
     _leave(token, variables, raised)
     elsewhere = copy_context()
     elsewhere.run(otel_context.attach, context)
-    call(
-        elsewhere.run, end, (task, started_at, span, context, None, (), measured, handover), None, tuple(raised), ended
-    )
+    run = task, started_at, span, context, None, (), measured, handover
+    call(elsewhere.run, end, run, None, tuple(raised), ended)
 
 
 def _leave(token: Token[Context] | None, variables: SetVariables, raised: Sequence[BaseException]) -> None:

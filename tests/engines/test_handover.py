@@ -663,18 +663,6 @@ def test_the_queue_of_a_celery_task(anyio_backend: str, spans: Spans, queue: str
     assert attributes["messaging.destination.name"] == queue
 
 
-def test_a_router_that_fails(anyio_backend: str, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue that cannot be told is not told, and that is all."""
-    shop = make("dramatiq")
-    monkeypatch.setattr(DRAMATIQ, "queue", Mock(side_effect=ValueError))
-    tasks = queue(shop)
-    tasks.add_task(shop.notify, 42)
-
-    asyncio.run(tasks())
-
-    assert "messaging.destination.name" not in (spans["send notify"].attributes or {})
-
-
 async def test_an_id_that_cannot_be_made(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
     """A message has an id of its own also if its span could not be started."""
     shop = make("taskiq")
