@@ -46,7 +46,6 @@ from tests.conftest import Metrics, Spans, collect_garbage, is_child
 from tests.engines import pooled
 from tests.engines.conftest import ENGINES, celery_instrumentation
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks
-from traced_tasks._engines import DRAMATIQ
 from traced_tasks.celery import trace_tasks
 from traced_tasks.dramatiq import TracedTasksMiddleware as DramatiqMiddleware
 from traced_tasks.taskiq import TracedTasksMiddleware as TaskiqMiddleware
