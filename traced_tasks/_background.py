@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, Self, Unpack
 from fastapi import BackgroundTasks
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
+from opentelemetry.trace import Span
 from starlette.background import BackgroundTask
 from starlette.background import BackgroundTasks as StarletteBackgroundTasks
 
@@ -29,13 +30,11 @@ from traced_tasks._engines import Engine, engine_task
 from traced_tasks._lost import lose
 from traced_tasks._metrics import FunctionInstruments, unmeasured
 from traced_tasks._names import error_type
-from traced_tasks._options import TaskOptions, TaskOptionsDict
+from traced_tasks._options import TaskOptions, TaskOptionsDict, checked
 from traced_tasks._run import raise_again, run
 from traced_tasks._telemetry import instruments_for
 
 P = ParamSpec("P")
-
-_DEFAULT = TaskOptions()
 
 _DROPPED = (
     "nothing ran it. For example, the handler raised after add_task, the request was refused, the response failed or "
@@ -69,10 +68,11 @@ class TracedBackgroundTask(BackgroundTask):
     captured_variables: Variables | None = None
     queued_at: float | None
     handover: tuple[Engine, Any] | None = None
+    running: tuple[float, Span] | None = None
     instruments: FunctionInstruments = unmeasured.of(None, "TracedBackgroundTask")
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        self._capture(func, args, kwargs, _DEFAULT)
+        self._capture(func, args, kwargs, checked(None))
 
     def _capture(self, func: Any, args: Any, kwargs: Any, tracing: TaskOptions, is_async: bool | None = None) -> None:
         self.func, self.args, self.kwargs, self.tracing = func, args, kwargs, tracing
@@ -97,7 +97,7 @@ class TracedBackgroundTask(BackgroundTask):
         self.instruments = instruments = instruments_for(function, tracing.meter_provider)
         if found is not None:
             self._capture_engine_task(*found)
-        instruments.waiting[id(self)] = True
+        instruments.waiting[id(self)] = id(self)
 
     def _capture_engine_task(self, engine: Engine, task: Any, by_method: bool) -> None:
         if self.tracing.broker is not None and engine.broker(task) is self.tracing.broker:
@@ -139,9 +139,7 @@ class TracedBackgroundTasks(BackgroundTasks):
     tracing: TaskOptions
 
     def __init__(self, tasks: Sequence[BackgroundTask] | None = None, *, tracing: TaskOptions | None = None) -> None:
-        self.tracing = _DEFAULT if tracing is None else tracing
-        if not isinstance(self.tracing, TaskOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"tracing is a TaskTracing, not {tracing!r}")
+        self.tracing = checked(tracing)
         super().__init__([_traced(task, self.tracing) for task in tasks or ()])
 
     @classmethod

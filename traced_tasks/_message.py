@@ -10,7 +10,8 @@ from opentelemetry.context import Context
 from traced_tasks._options import TaskOptions
 
 _HEADER = "traced_tasks"
-_TRAVELS = ("propagation_style", "span_name", "attributes", "record_exception")
+# The options that travel with it, and what they are, if they do not.
+_TRAVELS: dict[str, Any] = {"propagation_style": "", "span_name": None, "attributes": {}, "record_exception": True}
 _encode = json.JSONEncoder(default=str).encode
 
 
@@ -18,14 +19,8 @@ def write(tracing: TaskOptions, queued_at: float) -> dict[str, str]:
     """Return the headers for a task with these options, sent from within the current context."""
     headers: dict[str, str] = {}
     propagate.inject(headers)
-    ours: dict[str, Any] = {"queued_at": queued_at, "propagation_style": tracing.propagation_style}
-    if tracing.span_name is not None:
-        ours["span_name"] = tracing.span_name
-    if tracing.attributes:
-        ours["attributes"] = dict(tracing.attributes)
-    if not tracing.record_exception:
-        ours["record_exception"] = False
-    headers[_HEADER] = _encode(ours)
+    ours = {name: value for name, default in _TRAVELS.items() if (value := getattr(tracing, name)) != default}
+    headers[_HEADER] = _encode({**ours, "queued_at": queued_at})
     return headers
 
 

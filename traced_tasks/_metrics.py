@@ -28,8 +28,8 @@ class FunctionInstruments:
         self.measured = instruments.measured
         self._instruments = instruments
         # To put and to pop is atomic, so the tasks of several threads and event loops need no lock to be counted.
-        self.waiting: dict[object, bool] = {}
-        """A ticket for each task that waits. Who pops it has it alone: who starts the task, or who finds it lost."""
+        self.waiting: dict[object, int] = {}
+        """A ticket for each task that waits, with its `id`. Who pops it starts the task, or finds it lost, alone."""
         self.running: list[None] = []
         _everyone.add(self)
 

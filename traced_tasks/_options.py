@@ -169,3 +169,13 @@ class TaskOptions(
         if "links" in update:
             update["links"] = (*self.links, *checked.links)
         return self.model_copy(update=update)
+
+
+def checked(tracing: TaskOptions | None) -> TaskOptions:
+    """Return the options that were given, or the default ones. Raise a `TypeError` if they are none."""
+    if tracing is not None and not isinstance(tracing, TaskOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"tracing is a TaskTracing, not {tracing!r}")
+    return _DEFAULT if tracing is None else tracing
+
+
+_DEFAULT = TaskOptions()

@@ -68,7 +68,7 @@ async def run(task: Task) -> None:
 async def _wait_for_thread(task: Task) -> None:
     waiting = task.instruments.waiting
     ticket = object()  # not the task's own: it may be running at the same time, for another response
-    waiting[ticket] = True
+    waiting[ticket] = id(task)
     try:
         if task.handover is None:
             await run_in_threadpool(_run_in_thread, task, ticket)
@@ -125,6 +125,7 @@ def start(task: Task, ago: float = 0) -> Run:
         own = [variable for variable in task.captured_variables if variable not in loop_variables]
         variables = [(variable, variable.set(task.captured_variables[variable])) for variable in own]
     token = otel_context.attach(context)
+    task.running = started_at, span
     measured = instruments.measured and handover is None  # what is handed over is measured where it runs
     if measured:
         _measure_start(task, waited)
@@ -134,6 +135,7 @@ def start(task: Task, ago: float = 0) -> Run:
 def start_measured(task: Task, ago: float = 0) -> Run:
     """Start the run of a task whose span somebody else makes."""
     started_at = perf_counter() - ago
+    task.running = started_at, INVALID_SPAN
     _measure_start(task, None if task.queued_at is None else started_at - task.queued_at)
     return task, started_at, INVALID_SPAN, task.context, None, (), task.instruments.measured, None
 
@@ -176,15 +178,9 @@ def end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tupl
         except Exception as failure:
             log_failure("The span of the background task %s could not be ended.", instruments, failure)
     finally:
+        task.running = None
         # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
         _leave(token, variables, raised)
-
-
-def forget(run: Run) -> None:
-    """End the run of a task that another process reports."""
-    task, _, _, _, token, variables, _, _ = run
-    del task.instruments.running[-1:]  # if it is measured
-    _leave(token, variables, ())
 
 
 def end_elsewhere(run: Run, raised: Sequence[BaseException], call: Any, ended: tuple[float, int] | None = None) -> None:

@@ -40,6 +40,7 @@ class Task(Protocol):
     queued_at: float | None  # by `time.perf_counter`; `None` for a message that does not say
     instruments: FunctionInstruments
     handover: tuple[Engine, Any] | None  # the engine whose workers call it, and its own task
+    running: tuple[float, Span] | None  # since when, by `time.perf_counter`
 
 
 def instruments_for(func: Callable[..., Any], provider: MeterProvider | None) -> FunctionInstruments:

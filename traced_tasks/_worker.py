@@ -22,13 +22,6 @@ from traced_tasks._telemetry import call_hook, instruments_for, log_failure
 _AT_STOP = 5.0  # s
 
 
-def options(tracing: TaskOptions | None) -> TaskOptions:
-    """Return the options of a worker, or raise a `TypeError` if they are none."""
-    if tracing is not None and not isinstance(tracing, TaskOptions):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"tracing is a TaskTracing, not {tracing!r}")
-    return tracing or TaskOptions()
-
-
 class Received:
     """A message that is being processed, and what becomes of its task."""
 

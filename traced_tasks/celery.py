@@ -18,8 +18,8 @@ from celery.exceptions import (  # type: ignore[import-untyped]  # pyright: igno
 from traced_tasks import _worker
 from traced_tasks._dependency import TaskTracing
 from traced_tasks._engines import CELERY, engine_of_broker
-from traced_tasks._options import TaskOptions
-from traced_tasks._run import Run, end, end_elsewhere, forget
+from traced_tasks._options import TaskOptions, checked
+from traced_tasks._run import Run, end, end_elsewhere
 
 __all__ = ["trace_tasks"]
 
@@ -47,7 +47,7 @@ def trace_tasks(app: Celery, *, tracing: TaskTracing | None = None) -> None:
     """
     if engine_of_broker(app) is not CELERY:  # nor Celery's `current_app`, which may be another one each time
         raise TypeError(f"trace_tasks takes a Celery app, not an object of type {type(app).__qualname__}")
-    _Tracing(app, _worker.options(tracing)).connect()
+    _Tracing(app, checked(tracing)).connect()
 
 
 class _Tracing:
@@ -104,7 +104,7 @@ class _Tracing:
         if raised is None:
             end(run, retval)
         elif self._is_child and isinstance(raised, SystemExit | KeyboardInterrupt) and not task.request.is_eager:
-            forget(run)  # the child exits, and the process that it is one of reports that
+            del run[0].instruments.running[-1:]  # the child exits, and the process that it is one of reports that
         elif state is None:
             # In a thread, for what is raised in an `except` has a `__context__` (rule 3 of `_run`).
             end_elsewhere(run, CELERY.failed(raised), _in_thread)

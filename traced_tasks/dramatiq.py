@@ -8,6 +8,7 @@ from dramatiq.broker import MessageProxy
 from traced_tasks import _worker
 from traced_tasks._dependency import TaskTracing
 from traced_tasks._engines import DRAMATIQ
+from traced_tasks._options import checked
 
 __all__ = ["TracedTasksMiddleware"]
 
@@ -28,7 +29,7 @@ class TracedTasksMiddleware(Middleware):
     """
 
     def __init__(self, *, tracing: TaskTracing | None = None) -> None:
-        self._tracing = _worker.options(tracing)
+        self._tracing = checked(tracing)
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:  # noqa: ARG002
         """Have the actor call its function in a run of the message, if it is called for one."""

@@ -14,6 +14,7 @@ from taskiq import TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from traced_tasks import _worker
 from traced_tasks._dependency import TaskTracing
 from traced_tasks._engines import TASKIQ, Engine
+from traced_tasks._options import checked
 from traced_tasks._run import Run, end, raise_again
 
 __all__ = ["TracedTasksMiddleware"]
@@ -38,7 +39,7 @@ class TracedTasksMiddleware(TaskiqMiddleware):
 
     def __init__(self, *, tracing: TaskTracing | None = None) -> None:
         super().__init__()
-        self._tracing = _worker.options(tracing)
+        self._tracing = checked(tracing)
         self._traced: WeakSet[Any] = WeakSet()
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:

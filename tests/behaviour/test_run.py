@@ -193,7 +193,7 @@ async def test_cancelled_in_the_moment_it_starts(spans: Spans) -> None:
     arrived, cancelled = threading.Event(), threading.Event()
     loop = threading.current_thread()
 
-    class Tickets(dict[object, bool]):
+    class Tickets(dict[object, int]):
         def pop(self, ticket: object, *default: Any) -> Any:
             if threading.current_thread() is not loop:
                 arrived.set()

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks
+from traced_tasks import TracedBackgroundTask, TracedBackgroundTasks, report_unfinished_tasks
 
 RECORDS = Path(os.environ["RECORDS"])
 
@@ -52,7 +52,7 @@ class HangingExporter(SpanExporter):
 
 class Warnings(logging.Handler):
     def emit(self, entry: logging.LogRecord) -> None:
-        record(warning=entry.getMessage())
+        record(**{"warning" if entry.levelno >= logging.WARNING else "info": entry.getMessage()})
 
 
 provider = TracerProvider()
@@ -61,6 +61,7 @@ if "HANGING" in os.environ:
     provider.add_span_processor(BatchSpanProcessor(HangingExporter(), schedule_delay_millis=1))
 trace.set_tracer_provider(provider)
 logging.getLogger("traced_tasks").addHandler(Warnings())
+logging.getLogger("traced_tasks").setLevel(logging.INFO)
 
 
 @asynccontextmanager
@@ -68,7 +69,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, str]]:
     if threads := os.environ.get("THREADS"):
         anyio.to_thread.current_default_thread_limiter().total_tokens = int(threads)
     record(lifespan="started")
-    yield {"pool": "open"}
+    with report_unfinished_tasks() if "REPORT" in os.environ else nullcontext():
+        yield {"pool": "open"}
     record(lifespan="stopped")
 
 

@@ -1,11 +1,12 @@
-"""Servers that are stopped, by SIGTERM or by a task, while tasks are running and queued."""
+"""Servers that are stopped, by a signal or by a task, while tasks are running and queued."""
 
+import re
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.servers.serving import serve, wait_for
+from tests.servers.serving import Server, serve, wait_for
 
 SERVERS = ["uvicorn-h11-asyncio", "uvicorn-httptools-uvloop", "hypercorn-asyncio", "hypercorn-trio", "gunicorn"]
 
@@ -114,3 +115,48 @@ def test_an_exporter_that_hangs(tmp_path: Path) -> None:
         wait_for(lambda: server.ran("two") == ["notify", "behind"])
 
         assert server.terminate() == -signal.SIGTERM
+
+
+def reports(server: Server) -> list[str]:
+    """What the report of unfinished tasks says, without its numbers of seconds."""
+    lines = [str(line.get("warning", line.get("info", ""))) for line in server.records()]
+    return [re.sub(r"\d+\.\d s", "n s", line) for line in lines if "nfinished" in line]
+
+
+def at(when: str) -> str:
+    tasks = "tests.servers.app.slow (running for n s), tests.servers.app.behind (waiting for n s)"
+    return f"Unfinished background tasks at {when}: 1 running, 1 waiting: {tasks}."
+
+
+def ended(when: str) -> str:
+    return f"The background tasks that were unfinished at {when} have ended."
+
+
+PATIENT = {
+    **dict.fromkeys(("uvicorn-h11-asyncio", "uvicorn-httptools-uvloop"), ()),
+    "hypercorn-asyncio": ("--workers", "0", "--graceful-timeout", "25"),
+    "gunicorn": ("--graceful-timeout", "25"),
+}
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", PATIENT)
+def test_a_report(name: str, by: signal.Signals, tmp_path: Path) -> None:
+    """A signal is reported at once, and so is the end of the tasks; the server stops as it does without."""
+    if (name, by) == ("gunicorn", signal.SIGINT):
+        return  # it stops at once, with and without us
+    codes: list[int] = []
+    for environment in ({}, {"REPORT": "yes"}):
+        folder = tmp_path / ("reported" if environment else "plain")
+        folder.mkdir()
+        with serve(name, folder, *PATIENT[name], **environment) as server:
+            server.get("/traced/slow?order=one")
+            wait_for(lambda: server.ran("one"))
+            server.process.send_signal(by)
+            if environment:
+                wait_for(lambda: reports(server) == [at(by.name)])
+            server.release()
+            codes.append(server.process.wait(25))
+            assert server.ran("one") == ["slow starts", "slow", "behind"]
+            assert reports(server) == ([at(by.name), ended(by.name)] if environment else [])
+    assert codes[0] == codes[1]

@@ -1,0 +1,211 @@
+"""What has not ended yet: the tasks of this process that wait or run, and a report of them when it is told to stop.
+
+Rule 1: A signal's handler interrupts code that may hold any lock. It logs nothing and starts no thread. It puts a word
+into a queue, for a thread that waits for one already.
+
+Rule 2: The process stops as before. The handler that was there is called behind ours, and set again where the block
+ends.
+"""
+
+import gc
+import logging
+import os
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread, current_thread, main_thread
+from time import perf_counter
+from typing import Any, Literal
+
+from opentelemetry import trace
+
+from traced_tasks._background import TracedBackgroundTask
+from traced_tasks._providers import at_fork
+
+__all__ = ["UnfinishedTask", "report_unfinished_tasks", "unfinished_tasks"]
+
+_SHOWN = 20
+_AT_SIGNAL = 1.0  # s, for the report before a signal's default happens
+_AT_END = 5.0  # s, for that at the end of the block
+_PAUSE = 0.1  # s, or 20 times of what a look takes, from one look to the next
+
+_logger = logging.getLogger("traced_tasks")
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedTask:
+    """A background task that waits or runs."""
+
+    function: str
+    """Its function, as `code.function.name` has it."""
+
+    state: Literal["waiting", "running"]
+    """Whether its function has been called."""
+
+    seconds: float
+    """For how long: since `add_task`, or since its start."""
+
+    trace_id: str | None
+    """32 hex digits: of its span while it runs, else of the span that was current at `add_task`, if there was one."""
+
+
+def unfinished_tasks() -> list[UnfinishedTask]:
+    """Return the tasks of this process that are waiting or running, oldest first, that is, in the order of `add_task`.
+
+    It costs nothing until it is called. Then it looks through all objects of the process, and if a task seems to wait,
+    it collects garbage first: a task that an unhandled exception has left behind is lost, and not waiting.
+    """
+    found = look()
+    if any(task.state == "waiting" for task in found):
+        del found
+        gc.collect()
+        found = look()
+    return found
+
+
+def look() -> list[UnfinishedTask]:
+    """Return the tasks of this process that are waiting or running, or were left behind, those added first first."""
+    now, forked_at = perf_counter(), max(_forks, default=0)
+    tasks = [each for each in gc.get_objects() if issubclass(type(each), TracedBackgroundTask)]
+    waiting = {ticket for one in {task.instruments for task in tasks} for ticket in tuple(one.waiting.values())}
+    found: list[UnfinishedTask] = []
+    for task in sorted(tasks, key=_age):
+        name, running = task.instruments.name, task.running
+        if running is not None and running[0] >= forked_at:
+            trace_id = _trace_id(running[1]) or _trace_id(trace.get_current_span(task.context))
+            found.append(UnfinishedTask(name, "running", now - running[0], trace_id))
+        elif id(task) in waiting:
+            waited = now - (task.queued_at or now)
+            found.append(UnfinishedTask(name, "waiting", waited, _trace_id(trace.get_current_span(task.context))))
+    return found
+
+
+def _age(task: TracedBackgroundTask) -> float:
+    return vars(task).get("queued_at") or 0.0  # it may be in the making, in another thread
+
+
+def _trace_id(span: trace.Span) -> str | None:
+    context = span.get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else None
+
+
+_forks: list[float] = []  # when this process was forked off: what ran then runs elsewhere
+
+
+@contextmanager
+def report_unfinished_tasks() -> Generator[None]:
+    """Report, in the log, the tasks that a stop of the process finds waiting or running.
+
+    Around the `yield` of a lifespan:
+
+    ```python
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        with report_unfinished_tasks():
+            yield
+    ```
+
+    On SIGTERM and SIGINT there is a warning of the logger `traced_tasks` with the signal, the number of tasks that run
+    and that wait (as `extra` too: `background_task.running`, `background_task.waiting`), and the name, state and
+    seconds of the oldest 20. Then the server's own handler is called, as without this. When the tasks have ended, a
+    line (`INFO`) says so. If some are unfinished when the block ends, with or without a signal, a warning says which.
+
+    It has no effect outside of the main thread, on a signal that is ignored, inside of another such block, and on a
+    second signal.
+    """
+    if current_thread() is not main_thread() or _reports:
+        yield
+        return
+    report = _Report()
+    _reports.append(report)
+    report.begin()
+    try:
+        yield
+    finally:
+        report.end()
+        _reports.clear()
+
+
+class _Report:
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._events: SimpleQueue[str | None] = (
+            SimpleQueue()
+        )  # the name of a signal, or `None` for the end of the block
+        self._told: SimpleQueue[None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name="traced_tasks unfinished", daemon=True)
+        self._earlier: dict[int, Any] = {}
+
+    def begin(self) -> None:
+        self._thread.start()
+        for name in ("SIGTERM", "SIGINT"):
+            if (number := getattr(signal, name, None)) is not None:
+                earlier = signal.getsignal(number)
+                if earlier is not None and earlier is not signal.SIG_IGN:  # `None`: that of C code
+                    self._earlier[number] = earlier
+                    signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        earlier = self._earlier[number]
+        if os.getpid() == self._process:  # and not in one that was forked off, without the thread
+            self._events.put(signal.Signals(number).name)
+        if callable(earlier):
+            earlier(number, frame)
+            return
+        with suppress(Empty):
+            self._told.get(timeout=_AT_SIGNAL)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    def end(self) -> None:
+        for number, earlier in self._earlier.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, earlier)
+        self._events.put(None)
+        self._thread.join(_AT_END)
+
+    def _work(self) -> None:
+        event = self._events.get()
+        is_open, first = False, event
+        if first is not None:
+            is_open = _warn(first)
+        while event is not None:
+            self._told.put(None)
+            looked_at = perf_counter()
+            if is_open and not look():
+                is_open = _tell_end(first)
+            pause = max(_PAUSE, 20 * (perf_counter() - looked_at)) if is_open else None
+            with suppress(Empty):
+                event = self._events.get(timeout=pause)
+        if not _warn("the end of the application") and is_open:
+            _tell_end(first)
+
+
+def _warn(when: str) -> bool:
+    """Report the tasks that are unfinished, and return whether there are any."""
+    tasks = unfinished_tasks()
+    running = sum(task.state == "running" for task in tasks)
+    counts = {"background_task.running": running, "background_task.waiting": len(tasks) - running}
+    shown = [f"{task.function} ({task.state} for {task.seconds:.1f} s)" for task in tasks[:_SHOWN]]
+    if len(tasks) > _SHOWN:
+        shown.append(f"and {len(tasks) - _SHOWN} more")
+    if tasks:
+        message = "Unfinished background tasks at %s: %d running, %d waiting: %s."
+        _logger.warning(message, when, *counts.values(), ", ".join(shown), extra=counts)
+    return bool(tasks)
+
+
+def _tell_end(when: str | None) -> bool:
+    _logger.info("The background tasks that were unfinished at %s have ended.", when)
+    return False
+
+
+def _forked() -> None:
+    _forks.append(perf_counter())
+    _reports.clear()
+
+
+_reports: list[_Report] = []
+at_fork(after_in_child=_forked)
