@@ -29,7 +29,7 @@ __all__ = ["UnfinishedTask", "report_unfinished_tasks", "unfinished_tasks"]
 _SHOWN = 20
 _AT_SIGNAL = 1.0  # s, for the report before a signal's default happens
 _AT_END = 5.0  # s, for that at the end of the block
-_PAUSE = 0.1  # s, or 20 times of what a look takes, from one look to the next
+_PAUSE, _PART = 0.1, 20  # s, or so many times what a look takes, from one look to the next
 
 _logger = logging.getLogger("traced_tasks")
 
@@ -131,10 +131,8 @@ def report_unfinished_tasks() -> Generator[None]:
 class _Report:
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._events: SimpleQueue[str | None] = (
-            SimpleQueue()
-        )  # the name of a signal, or `None` for the end of the block
-        self._told: SimpleQueue[None] = SimpleQueue()
+        self._events: SimpleQueue[str | None] = SimpleQueue()  # a signal's name, or `None` for the end of the block
+        self._told: SimpleQueue[None] = SimpleQueue()  # of the first of them
         self._thread = Thread(target=self._work, name="traced_tasks unfinished", daemon=True)
         self._earlier: dict[int, Any] = {}
 
@@ -148,14 +146,14 @@ class _Report:
                     signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: Any) -> None:
-        earlier = self._earlier[number]
-        if os.getpid() == self._process:  # and not in one that was forked off, without the thread
+        earlier, has_thread = self._earlier[number], os.getpid() == self._process  # none in one that was forked off
+        if has_thread:
             self._events.put(signal.Signals(number).name)
         if callable(earlier):
             earlier(number, frame)
             return
         with suppress(Empty):
-            self._told.get(timeout=_AT_SIGNAL)
+            self._told.get(timeout=_AT_SIGNAL if has_thread else 0)
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
@@ -167,20 +165,18 @@ class _Report:
         self._thread.join(_AT_END)
 
     def _work(self) -> None:
-        event = self._events.get()
-        is_open, first = False, event
-        if first is not None:
-            is_open = _warn(first)
+        event = stop = self._events.get()
+        waits = stop is not None and _warn(stop)
+        self._told.put(None)
         while event is not None:
-            self._told.put(None)
             looked_at = perf_counter()
-            if is_open and not look():
-                is_open = _tell_end(first)
-            pause = max(_PAUSE, 20 * (perf_counter() - looked_at)) if is_open else None
+            if waits and not look():
+                waits = _tell_end(stop)
+            pause = max(_PAUSE, _PART * (perf_counter() - looked_at)) if waits else None
             with suppress(Empty):
                 event = self._events.get(timeout=pause)
-        if not _warn("the end of the application") and is_open:
-            _tell_end(first)
+        if not _warn("the end of the application") and waits:
+            _tell_end(stop)
 
 
 def _warn(when: str) -> bool:
