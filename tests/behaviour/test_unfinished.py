@@ -325,6 +325,20 @@ with report_unfinished_tasks():
         assert re.fullmatch(report, ended.stderr)
 
 
+def test_the_default_behind_the_report(signals: list[str], lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default of a signal is set again, and then raised."""
+    raised: list[object] = []
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    task = TracedBackgroundTask(notify)
+    with report_unfinished_tasks():
+        monkeypatch.setattr(signal, "raise_signal", lambda number: raised.append((signal.getsignal(number), lines())))
+        os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, handler)
+    anyio.run(task)
+
+    assert raised == [(signal.SIG_DFL, [f"{UNFINISHED} SIGTERM"])]
+
+
 def test_a_child_in_the_block(signals: list[str], lines: Lines) -> None:
     """A process that was forked off in the block reports nothing, and may have a block of its own."""
     task = TracedBackgroundTask(notify)
