@@ -34,10 +34,10 @@ _AT_EXIT = 5.0  # s
 
 def lose(task: Task, error: Literal["skipped", "dropped"], reason: str) -> None:
     """Report a task that never ran: by a warning that says why, a span from `add_task` on, and one on the counter."""
-    reporter(_report, task, error, reason, time_ns())
+    reporter(report, task, error, reason, time_ns())
 
 
-def _report(task: Task, error: str, reason: str, lost_at: int) -> None:
+def report(task: Task, error: str, reason: str, lost_at: int) -> None:
     name = task.instruments.name
     span: Span = INVALID_SPAN
     context = task.context

@@ -159,7 +159,7 @@ def end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tupl
         if raised and token is not None and (type(raised[0]) is GeneratorExit or reporter.is_collecting()):
             end_elsewhere(run, raised, reporter, (seconds, ended_at))
             return
-        error = error_type(raised[0]) if raised else _never(result)
+        error = error_type(raised[0]) if raised else never_ran(result)
     elif measured:
         seconds = perf_counter() - started_at
     try:
@@ -232,12 +232,12 @@ def _tell(
         lost, message = "unconfirmed", _UNCONFIRMED
         args: tuple[object, ...] = (name, handover.system, error, seconds, handover.message_id)
     else:
-        lost, message, args = error, _NEVER_RAN, (name, _REASONS[error])
+        lost, message, args = error, _NEVER_RAN, (name, REASONS[error])
     with guarded("The loss of the background task %s could not be recorded.", task):
         span.set_attribute("error.type", lost)
         task.instruments.lose(lost)
         if not raised:
-            span.set_status(StatusCode.ERROR, _REASONS[error])
+            span.set_status(StatusCode.ERROR, REASONS[error])
     warn(task, lost, message, *args)
 
 
@@ -246,7 +246,7 @@ _UNCONFIRMED = (
     "The background task %s is unconfirmed: to hand it over to %s failed with %s after %.3f s. "
     "Its message %s may have arrived, or not."
 )
-_REASONS = {
+REASONS = {
     "never_awaited": "its function returned a coroutine or an async generator, which nobody awaits. Give add_task an "
     "`async def` function that does, or the one that is called there",
     "never_iterated": "its function returned a generator, which nobody iterates. Give add_task a function that does",
@@ -258,7 +258,7 @@ _BODIES = (
 )
 
 
-def _never(result: Any) -> str | None:
+def never_ran(result: Any) -> str | None:
     """Return the `error.type` if what a function returned is a body that has not begun to run."""
     with suppress(Exception):  # somebody's metaclass
         for kind, prefix, error in _BODIES:
