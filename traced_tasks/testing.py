@@ -238,8 +238,11 @@ class _Held(TracedBackgroundTask):
         self.instruments.waiting.pop(id(self), None)
 
 
-def _held(cls: type[TracedBackgroundTask]) -> type[TracedBackgroundTask]:
-    return _Held if cls is TracedBackgroundTask else type(cls.__name__, (_Held, cls), {})
+def _held(cls: Any) -> type[TracedBackgroundTask]:
+    class Held(_Held, cls):  # type: ignore[misc]
+        """A task of a user's own class, with all that this has, but for what it does when it is called."""
+
+    return _Held if cls is TracedBackgroundTask else Held
 
 
 class _Hooks:
