@@ -1,4 +1,4 @@
-"""What `traced_tasks.testing` says of tasks that an engine's workers are to run."""
+"""What `traced_tasks.testing` and `unfinished_tasks()` say of tasks that an engine's workers are to run."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ from celery import Celery  # type: ignore[import-untyped]
 from taskiq import AsyncBroker, BrokerMessage, InMemoryBroker
 from taskiq.exceptions import SendTaskError
 
-from traced_tasks import TaskTracing, TracedBackgroundTasks
+from traced_tasks import TaskTracing, TracedBackgroundTasks, unfinished_tasks
 from traced_tasks.celery import trace_tasks
 from traced_tasks.taskiq import TracedTasksMiddleware
 from traced_tasks.testing import record_tasks
+from traced_tasks.unfinished import UnfinishedTask
 
 pytestmark = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
@@ -83,3 +84,20 @@ async def test_a_task_that_is_held() -> None:
         await queue()
 
     assert tasks.one(task).outcome == "held"
+
+
+async def test_what_runs_in_a_worker() -> None:
+    """A task that a worker of this process runs is unfinished, and so is the hand-over that waits for it."""
+    found: list[UnfinishedTask] = []
+    broker = InMemoryBroker(await_inplace=True).with_middlewares(TracedTasksMiddleware())
+
+    async def ask() -> None:
+        found.extend(unfinished_tasks())
+
+    queue = TracedBackgroundTasks(tracing=TaskTracing(broker=broker))
+    queue.add_task(broker.register_task(ask))
+    await queue()
+
+    assert [task.state for task in found] == ["running", "running"]
+    assert {task.function for task in found} == {f"{__name__}.test_what_runs_in_a_worker.<locals>.ask"}
+    assert unfinished_tasks() == []
