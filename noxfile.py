@@ -1,5 +1,7 @@
 """The behaviour suite on all that is supported: `uv run nox`; one Python: `uv run nox -p 3.12`."""
 
+import shutil
+
 import nox
 
 nox.options.default_venv_backend = "uv"
@@ -52,3 +54,13 @@ def neighbours(session: nox.Session) -> None:
     """Run tests/neighbours beside the newest of what else traces FastAPI applications."""
     session.install(".", *nox.project.dependency_groups(PROJECT, "neighbours"))
     session.run("pytest", "tests/neighbours", "-q", *session.posargs)
+
+
+@nox.session(python=False)
+def alerts(session: nox.Session) -> None:
+    """Check the alerts of docs/examples/alerts, and run the tests of each, with Prometheus' own tool."""
+    if shutil.which("promtool") is None:
+        session.skip("promtool is missing: it comes with Prometheus, in Debian with the package prometheus")
+    session.chdir("docs/examples/alerts")
+    session.run("promtool", "check", "rules", "rules.yml", external=True)
+    session.run("promtool", "test", "rules", "rules_test.yml", external=True)

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -190,13 +191,15 @@ def test_every_example_has_a_test() -> None:
 
 
 def test_every_example_is_quoted_by_a_page() -> None:
-    """Each file under docs/examples, program or output, stands on a page."""
+    """Each file under docs/examples, program or output, stands on a page, or can be had from there."""
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
 
     assert [
         example.name
         for example in EXAMPLES.glob("**/*.*")
-        if example.suffix in {".py", ".txt"} and f'--8<-- "{example.relative_to(DOCS).as_posix()}"' not in pages
+        if example.suffix in {".py", ".txt", ".yml", ".json"}
+        and f'--8<-- "{example.relative_to(DOCS).as_posix()}"' not in pages
+        and f"]({example.relative_to(DOCS).as_posix()})" not in pages
     ] == []
 
 
@@ -703,12 +706,8 @@ async def test_hidden(lost: Lost, spans: Spans) -> None:
 # metrics.md
 
 
-def test_scrape() -> None:
-    """A scrape of the program has the lines that the page shows, whatever the durations are."""
-
-    def shape(lines: str) -> str:
-        return re.sub(r"(_sum\{.*\}|_bucket\{.*le=\"0.25\"\}) .*", r"\1", lines)
-
+def scraped() -> list[str]:
+    """The lines of a scrape of the program, behind what the page has done with it."""
     with serve("scrape") as (url, _):
         for path in ("orders/1", "orders/2", "orders/0", "exports"):
             httpx.post(f"{url}/{path}")
@@ -721,8 +720,16 @@ def test_scrape() -> None:
             assert monotonic() < deadline
             sleep(0.1)
             lines = httpx.get(f"{url}/metrics").text.splitlines(keepends=True)
+    return lines
 
-    lines = [line for line in lines if "background_task" in line]
+
+def test_scrape() -> None:
+    """A scrape of the program has the lines that the page shows, whatever the durations are."""
+
+    def shape(lines: str) -> str:
+        return re.sub(r"(_sum\{.*\}|_bucket\{.*le=\"0.25\"\}) .*", r"\1", lines)
+
+    lines = [line for line in scraped() if "background_task" in line]
     charged = 'background_task_duration_seconds_bucket{code_function_name="scrape.charge",error_type="",'
     plain = [line for line in lines if "_bucket" not in line]
     buckets = [line for line in lines if line.startswith(charged)]
@@ -732,6 +739,91 @@ def test_scrape() -> None:
     boundaries = re.findall(r'le="([\d.]+)"', "".join(buckets))
     assert f"\n{', '.join(boundaries)}\n" in (DOCS / "metrics.md").read_text()
     assert shape("".join(buckets)) == shape((EXAMPLES / "scrape" / "buckets.txt").read_text())
+
+
+ALERTS = EXAMPLES / "alerts"
+
+
+def queries(dashboard: dict[str, Any]) -> list[str]:
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return panels + [
+        variable["query"]["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"
+    ]
+
+
+def test_names_of_alerts_and_dashboard() -> None:
+    """The alerts, their tests and the dashboard have names of metrics and labels that are in a scrape, and all five."""
+    samples = [line for line in scraped() if line.startswith("background_task")]
+    names = {sample.partition("{")[0] for sample in samples}
+    labels = {label for sample in samples for label in re.findall(r'(\w+)="', sample)}
+    dashboard = "\n".join(queries(json.loads((ALERTS / "dashboard.json").read_text())))
+    expressions = (ALERTS / "rules.yml").read_text(), (ALERTS / "rules_test.yml").read_text(), dashboard
+
+    for text in expressions:
+        named = set(re.findall(r"(?<!:)\bbackground_task_\w+", text))
+        assert named <= names
+        assert {re.sub(r"_(bucket|count|total)$", "", name) for name in named} == {
+            "background_task_active",
+            "background_task_duration_seconds",
+            "background_task_lost",
+            "background_task_queue_duration_seconds",
+            "background_task_waiting",
+        }
+        by = {label for listed in re.findall(r"\bby \(([^)]*)\)", text) for label in listed.split(", ")}
+        matched = set(re.findall(r'(\w+)(?:=~|!=|=)"', text)) - {"alertname", "alertstate", "severity"}
+        assert by | matched <= labels | {"job", "instance"}
+
+
+def test_every_alert_has_a_test() -> None:
+    """Each alert is seen to fire, and to be silent, in the tests for promtool; and the page tells what it means."""
+    alerts = re.findall(r"- alert: (\w+)", (ALERTS / "rules.yml").read_text())
+    tests = (ALERTS / "rules_test.yml").read_text()
+    page = (DOCS / "metrics.md").read_text()
+
+    assert alerts
+    for alert in alerts:
+        assert re.search(rf"alertname: {alert}\n +eval_time: .*\n +exp_alerts:\n +- exp_labels", tests)
+        assert re.search(rf"alertname: {alert}\n +eval_time: .*\n +exp_alerts: \[\]", tests)
+        assert f"| `{alert}` |" in page
+
+
+def test_dashboard() -> None:
+    """The dashboard is one that Grafana imports: whole, for any data source, with panels beside each other."""
+    dashboard = json.loads((ALERTS / "dashboard.json").read_text())
+    source = {"type": "prometheus", "uid": "${datasource}"}
+
+    assert dashboard["title"]
+    assert re.fullmatch(r"[\w-]{8,40}", dashboard["uid"])
+    assert isinstance(dashboard["schemaVersion"], int)
+    assert "id" not in dashboard
+    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
+    assert {name for query in queries(dashboard) for name in re.findall(r"\$(\w+)", query)} == {
+        "__rate_interval",
+        *(variables.keys() - {"datasource"}),
+    }
+
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert panel["title"]
+        assert panel["datasource"] == source
+        assert all(target["datasource"] == source for target in panel["targets"])
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+        place = panel["gridPos"]
+        assert 0 <= place["x"] < place["x"] + place["w"] <= 24
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken
+        taken |= cells
+
+
+def test_picture_of_the_dashboard() -> None:
+    """The picture has the panels of the dashboard, in their order."""
+    picture = (DOCS / "pictures" / "dashboard.svg").read_text()
+    panels = json.loads((ALERTS / "dashboard.json").read_text())["panels"]
+
+    assert re.findall(r'<g class="panel">\n<text[^>]*>([^<]+)<', picture) == [panel["title"] for panel in panels]
 
 
 # responses.md
