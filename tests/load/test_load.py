@@ -1,5 +1,6 @@
 """A few seconds of `python -m tests.load`."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from tests.load.client import connect, serve
 from tests.load.spans import Span, Spans, violations, violations_of_many
 
-REQUESTS, TASKS, CONNECTIONS = 500, 10, 100
+REQUESTS, ROUND, TASKS, CONNECTIONS = 600, 200, 10, 100
 
 
 @pytest.fixture
@@ -21,18 +22,17 @@ async def test_every_span_belongs_to_its_request(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         spans = Spans(server.spans)
         async with connect(server, CONNECTIONS) as client:
-            warm = range(REQUESTS // 2)
-            await client.load(warm, TASKS)
-            before = await client.get("/state")
-            assert violations(spans.new(), warm, TASKS) == {}
+            states: list[dict[str, Any]] = []
+            for start in range(0, REQUESTS, ROUND):
+                requests = range(start, start + ROUND)
+                await client.load(requests, TASKS)
+                states.append(await client.get("/state"))
+                assert violations(spans.new(), requests, TASKS) == {}
 
-            rest = range(REQUESTS // 2, REQUESTS)
-            await client.load(rest, TASKS)
-            after = await client.get("/state")
-            assert violations(spans.new(), rest, TASKS) == {}
-
-    assert before["tasks"] == after["tasks"] == 0
-    assert after["objects"] - before["objects"] < REQUESTS // 2  # not even one for each request
+    after = states[-1]
+    assert {state["tasks"] for state in states} == {0}
+    # Not even one for each request, in one of the rounds at least: a connection may be slow to open.
+    assert min(after["objects"] - before["objects"] for before, after in pairwise(states)) < ROUND
     assert after["background_task.duration"] == after["background_task.queue.duration"] == REQUESTS * TASKS
     assert after["background_task.active"] == 0
     assert "background_task.lost" not in after
