@@ -1,0 +1,35 @@
+from typing import Annotated
+
+from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import set_tracer_provider
+
+from traced_tasks import TaskTracing, TracedBackgroundTasks
+
+requests = TracerProvider(ParentBased(TraceIdRatioBased(0.01)))
+set_tracer_provider(requests)
+reports = TracerProvider(ParentBased(TraceIdRatioBased(0.5)))
+# Each has a span processor of its own, or they share one.
+
+ReportTasks = Annotated[
+    TracedBackgroundTasks,
+    TaskTracing(propagation_style="link", tracer_provider=reports),
+]
+app = FastAPI()
+
+
+def send_receipt() -> None: ...
+
+
+def write_report() -> None: ...
+
+
+@app.post("/checkout")
+async def checkout(tasks: TracedBackgroundTasks) -> None:
+    tasks.add_task(send_receipt)
+
+
+@app.post("/reports")
+async def report(tasks: ReportTasks) -> None:
+    tasks.add_task(write_report)

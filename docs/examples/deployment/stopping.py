@@ -1,0 +1,14 @@
+import signal
+from types import FrameType
+
+from uvicorn_worker import UvicornWorker
+
+
+class StoppingWorker(UvicornWorker):
+    CONFIG_KWARGS = {
+        **UvicornWorker.CONFIG_KWARGS,
+        "timeout_graceful_shutdown": 20,
+    }
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
