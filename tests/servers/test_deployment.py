@@ -52,16 +52,16 @@ def serve(server: str, app: str, folder: Path, *options: str, **environment: str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     module, *command = COMMANDS[server]
-    log = folder / "log"
-    process = subprocess.Popen(
-        [sys.executable, "-B", "-m", module, *(part.format(port=port) for part in command), *options, app],
-        cwd=EXAMPLES,
-        env={**os.environ, "PYTHONPATH": f"{folder}", **environment},
-        stdout=log.open("wb"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    program = Program(process, f"http://127.0.0.1:{port}", log)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-B", "-m", module, *(part.format(port=port) for part in command), *options, app],
+            cwd=EXAMPLES,
+            env={**os.environ, "PYTHONPATH": str(folder), **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    program = Program(process, f"http://127.0.0.1:{port}", folder / "log")
 
     def is_up() -> bool:
         assert process.poll() is None, program.log()
@@ -91,6 +91,7 @@ def ended(received: Received) -> dict[str, object]:
 RECIPES = {
     "uvicorn-h11-asyncio": ("--timeout-graceful-shutdown", "60"),
     "gunicorn": ("--graceful-timeout", "60"),
+    "gunicorn-preload": ("--graceful-timeout", "60"),
     "hypercorn-asyncio": ("--workers", "0", "--graceful-timeout", "60"),
 }
 
@@ -155,7 +156,7 @@ def test_the_times_of_a_pod() -> None:
     tasks = number(r'"timeout_graceful_shutdown": (\d+)', worker)
     gunicorn = number(r"--graceful-timeout=(\d+)", pod)
     silence = number(r"--timeout=(\d+)", pod)
-    pause = number(r"sleep:\n\s+seconds: (\d+)", pod)
+    pause = number(r'\[sleep, "(\d+)"\]', pod)
     assert tasks + 10 <= gunicorn == silence
     assert pause + gunicorn + 5 <= number(r"terminationGracePeriodSeconds: (\d+)", pod)
 

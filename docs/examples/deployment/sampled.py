@@ -1,16 +1,22 @@
 from typing import Annotated
 
 from fastapi import FastAPI
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
+    OTLPSpanExporter,
+)
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import set_tracer_provider
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 
+processor = BatchSpanProcessor(OTLPSpanExporter())
 requests = TracerProvider(ParentBased(TraceIdRatioBased(0.01)))
+requests.add_span_processor(processor)
 set_tracer_provider(requests)
 reports = TracerProvider(ParentBased(TraceIdRatioBased(0.5)))
-# Each has a span processor of its own, or they share one.
+reports.add_span_processor(processor)
 
 ReportTasks = Annotated[
     TracedBackgroundTasks,
