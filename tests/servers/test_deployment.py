@@ -133,8 +133,11 @@ def test_a_time_of_grace_that_is_over(
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_stopping(by: signal.Signals, received: Received, tmp_path: Path) -> None:
     """With the worker class, gunicorn's tasks are cancelled and exported before it kills, whatever signal it gets."""
-    quick = "class Worker(__import__('stopping').StoppingWorker):\n    CONFIG_KWARGS = {'timeout_graceful_shutdown': 1}\n"
-    (tmp_path / "quick.py").write_text(quick)
+    (tmp_path / "quick.py").write_text(
+        "from stopping import StoppingWorker\n"
+        "class Worker(StoppingWorker):\n"
+        "    CONFIG_KWARGS = {**StoppingWorker.CONFIG_KWARGS, 'timeout_graceful_shutdown': 1}\n"
+    )
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint}
     options = "--worker-class", "quick.Worker", "--graceful-timeout", "60"
     with serve("gunicorn", "reported:app", tmp_path, *options, **endpoint) as program:

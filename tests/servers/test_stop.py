@@ -262,7 +262,7 @@ def test_a_report_before_a_kill(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_that_a_worker_ignores(by: signal.Signals, tmp_path: Path) -> None:
-    """At SIGINT and SIGQUIT gunicorn sends its worker SIGQUIT, which that ignores, and then kills it: no line at all."""
+    """At SIGINT and SIGQUIT gunicorn sends its worker SIGQUIT, which that ignores, and later kills it: no line."""
     codes: list[int] = []
     for environment in PLAIN_AND_REPORTED:
         with serve("gunicorn", tmp_path, "--graceful-timeout", "2", **environment) as server:

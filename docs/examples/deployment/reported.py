@@ -38,6 +38,8 @@ def send_link() -> None: ...
 
 
 @app.post("/exports")
-async def export(tasks: TracedBackgroundTasks, seconds: float = 2) -> None:
+async def export(
+    tasks: TracedBackgroundTasks, seconds: float = 2
+) -> None:
     tasks.add_task(write_export, seconds)
     tasks.add_task(send_link)

@@ -6,7 +6,10 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
 )
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import (
+    ParentBased,
+    TraceIdRatioBased,
+)
 from opentelemetry.trace import set_tracer_provider
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
