@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,13 @@ def ended(when: str) -> str:
     return f"The background tasks that were unfinished at {when} have ended."
 
 
+def plain_and_reported(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Folders and environments: without and with the report."""
+    for name, environment in (("plain", {}), ("reported", {"REPORT": "yes"})):
+        (folder / name).mkdir()
+        yield folder / name, environment
+
+
 PATIENT = {
     **dict.fromkeys(("uvicorn-h11-asyncio", "uvicorn-httptools-uvloop"), ()),
     "hypercorn-asyncio": ("--workers", "0", "--graceful-timeout", "25"),
@@ -146,9 +154,7 @@ def test_a_report(name: str, by: signal.Signals, tmp_path: Path) -> None:
     if (name, by) == ("gunicorn", signal.SIGINT):
         return  # its worker is told by another signal: see `test_a_signal_that_a_worker_ignores`
     codes: list[int] = []
-    for environment in ({}, {"REPORT": "yes"}):
-        folder = tmp_path / ("reported" if environment else "plain")
-        folder.mkdir()
+    for folder, environment in plain_and_reported(tmp_path):
         with serve(name, folder, *PATIENT[name], **environment) as server:
             server.get("/traced/slow?order=one")
             wait_for(lambda: server.ran("one"))
@@ -160,9 +166,6 @@ def test_a_report(name: str, by: signal.Signals, tmp_path: Path) -> None:
             assert server.ran("one") == ["slow starts", "slow", "behind"]
             assert reports(server) == ([at(by.name), ended(by.name)] if environment else [])
     assert codes[0] == codes[1]
-
-
-PLAIN_AND_REPORTED: list[dict[str, str]] = [{}, {"REPORT": "yes"}]
 
 
 def is_closed(server: Server) -> bool:
@@ -180,8 +183,8 @@ def test_a_report_behind_a_supervisor(option: str, by: signal.Signals, tmp_path:
     """Uvicorn's supervisors pass each signal on as SIGTERM, and the process with the tasks reports that."""
     options = (option, "2") if option == "--workers" else (option, "--reload-dir", str(tmp_path))
     codes: list[int] = []
-    for environment in PLAIN_AND_REPORTED:
-        with serve("uvicorn-h11-asyncio", tmp_path, *options, **environment) as server:
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("uvicorn-h11-asyncio", folder, *options, **environment) as server:
             server.get("/traced/slow?order=one")
             wait_for(lambda: server.ran("one"))
             server.process.send_signal(by)
@@ -198,8 +201,8 @@ def test_a_report_behind_a_supervisor(option: str, by: signal.Signals, tmp_path:
 def test_a_report_before_the_time_of_grace_is_over(name: str, tmp_path: Path) -> None:
     """A task that is cut short was reported at the signal, has its span, and its end is told."""
     codes: list[int] = []
-    for environment in PLAIN_AND_REPORTED:
-        with serve(name, tmp_path, *patience(name, 1), **environment) as server:
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve(name, folder, *patience(name, 1), **environment) as server:
             server.get("/traced/slow?order=one")
             wait_for(lambda: server.ran("one"))
             codes.append(server.terminate())
@@ -211,8 +214,8 @@ def test_a_report_before_the_time_of_grace_is_over(name: str, tmp_path: Path) ->
 def test_a_thread_that_the_time_of_grace_leaves_behind(tmp_path: Path) -> None:
     """No server can cancel a thread. A task in one goes with the process without a span, and a last line names it."""
     codes: list[int] = []
-    for environment in PLAIN_AND_REPORTED:
-        with serve("uvicorn-h11-asyncio", tmp_path, *patience("uvicorn", 1), **environment) as server:
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("uvicorn-h11-asyncio", folder, *patience("uvicorn", 1), **environment) as server:
             server.get("/traced/slow?order=one-sync")
             wait_for(lambda: server.ran("one-sync"))
             codes.append(server.terminate())
@@ -227,8 +230,8 @@ def test_a_thread_that_the_time_of_grace_leaves_behind(tmp_path: Path) -> None:
 def test_a_second_interrupt(tmp_path: Path) -> None:
     """Uvicorn cancels all at a second SIGINT: the first was reported, and the spans say what was cut short."""
     codes: list[int] = []
-    for environment in PLAIN_AND_REPORTED:
-        with serve("uvicorn-h11-asyncio", tmp_path, **environment) as server:
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("uvicorn-h11-asyncio", folder, **environment) as server:
             server.get("/traced/slow?order=one")
             wait_for(lambda: server.ran("one"))
             server.process.send_signal(signal.SIGINT)
@@ -249,8 +252,8 @@ def test_a_second_interrupt(tmp_path: Path) -> None:
 def test_a_report_before_a_kill(tmp_path: Path) -> None:
     """What gunicorn kills when its time is over was reported when that began; the spans are lost."""
     codes: list[int] = []
-    for environment in PLAIN_AND_REPORTED:
-        with serve("gunicorn", tmp_path, "--graceful-timeout", "5", **environment) as server:
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("gunicorn", folder, "--graceful-timeout", "5", **environment) as server:
             server.get("/traced/slow?order=one")
             wait_for(lambda: server.ran("one"))
             codes.append(server.terminate())
@@ -264,8 +267,8 @@ def test_a_report_before_a_kill(tmp_path: Path) -> None:
 def test_a_signal_that_a_worker_ignores(by: signal.Signals, tmp_path: Path) -> None:
     """At SIGINT and SIGQUIT gunicorn sends its worker SIGQUIT, which that ignores, and later kills it: no line."""
     codes: list[int] = []
-    for environment in PLAIN_AND_REPORTED:
-        with serve("gunicorn", tmp_path, "--graceful-timeout", "2", **environment) as server:
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("gunicorn", folder, "--graceful-timeout", "2", **environment) as server:
             server.get("/traced/slow?order=one")
             wait_for(lambda: server.ran("one"))
             server.process.send_signal(by)
