@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from types import ModuleType
@@ -33,6 +34,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusC
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message
 
+from tests.backends.receiver import receive_http
 from tests.conftest import Spans, is_child, scope
 from traced_tasks import TaskTracing
 from traced_tasks._background import TracedBackgroundTasks
@@ -483,6 +485,26 @@ async def test_refused_coroutine() -> None:
         TracedBackgroundTasks().add_task(notify(42))  # type: ignore[arg-type]
 
     assert f"{refused.value}\n" == (EXAMPLES / "refused.txt").read_text()
+
+
+# deployment.md
+
+
+async def test_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task in its request's trace goes with that; the others have the sampler of the provider that they name."""
+    monkeypatch.setattr(trace, "set_tracer_provider", partial(monkeypatch.setattr, trace, "_TRACER_PROVIDER"))
+    with receive_http() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        example = load("deployment/sampled")
+        with trace.use_span(NonRecordingSpan(SpanContext(1, 1, is_remote=True))):
+            for _ in range(40):
+                await send(example.app, "POST /checkout")
+                await send(example.app, "POST /reports")
+        example.requests.shutdown()
+        example.reports.shutdown()
+
+    assert {span.name for span in received.spans} == {"background_task write_report"}
+    assert 0 < len(received.spans) < 40
 
 
 # lost.md

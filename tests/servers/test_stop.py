@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -123,13 +124,20 @@ def reports(server: Server) -> list[str]:
     return [re.sub(r"\d+\.\d s", "n s", line) for line in lines if "nfinished" in line]
 
 
-def at(when: str) -> str:
-    tasks = "tests.servers.app.slow (running for n s), tests.servers.app.behind (waiting for n s)"
+def at(when: str, task: str = "slow") -> str:
+    tasks = f"tests.servers.app.{task} (running for n s), tests.servers.app.behind (waiting for n s)"
     return f"Unfinished background tasks at {when}: 1 running, 1 waiting: {tasks}."
 
 
 def ended(when: str) -> str:
     return f"The background tasks that were unfinished at {when} have ended."
+
+
+def plain_and_reported(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Folders and environments: without and with the report."""
+    for name, environment in (("plain", {}), ("reported", {"REPORT": "yes"})):
+        (folder / name).mkdir()
+        yield folder / name, environment
 
 
 PATIENT = {
@@ -144,11 +152,9 @@ PATIENT = {
 def test_a_report(name: str, by: signal.Signals, tmp_path: Path) -> None:
     """A signal is reported at once, and so is the end of the tasks; the server stops as it does without."""
     if (name, by) == ("gunicorn", signal.SIGINT):
-        return  # it stops at once, with and without us
+        return  # its worker is told by another signal: see `test_a_signal_that_a_worker_ignores`
     codes: list[int] = []
-    for environment in ({}, {"REPORT": "yes"}):
-        folder = tmp_path / ("reported" if environment else "plain")
-        folder.mkdir()
+    for folder, environment in plain_and_reported(tmp_path):
         with serve(name, folder, *PATIENT[name], **environment) as server:
             server.get("/traced/slow?order=one")
             wait_for(lambda: server.ran("one"))
@@ -160,3 +166,114 @@ def test_a_report(name: str, by: signal.Signals, tmp_path: Path) -> None:
             assert server.ran("one") == ["slow starts", "slow", "behind"]
             assert reports(server) == ([at(by.name), ended(by.name)] if environment else [])
     assert codes[0] == codes[1]
+
+
+def is_closed(server: Server) -> bool:
+    """Whether it has stopped to listen."""
+    try:
+        server.open("/").close()
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("option", ["--workers", "--reload"])
+def test_a_report_behind_a_supervisor(option: str, by: signal.Signals, tmp_path: Path) -> None:
+    """Uvicorn's supervisors pass each signal on as SIGTERM, and the process with the tasks reports that."""
+    options = (option, "2") if option == "--workers" else (option, "--reload-dir", str(tmp_path))
+    codes: list[int] = []
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("uvicorn-h11-asyncio", folder, *options, **environment) as server:
+            server.get("/traced/slow?order=one")
+            wait_for(lambda: server.ran("one"))
+            server.process.send_signal(by)
+            if environment:
+                wait_for(lambda: reports(server) == [at("SIGTERM")])
+            server.release()
+            codes.append(server.process.wait(25))
+            assert server.ran("one") == ["slow starts", "slow", "behind"]
+            assert reports(server) == ([at("SIGTERM"), ended("SIGTERM")] if environment else [])
+    assert codes == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["uvicorn-h11-asyncio", "uvicorn-httptools-uvloop"])
+def test_a_report_before_the_time_of_grace_is_over(name: str, tmp_path: Path) -> None:
+    """A task that is cut short was reported at the signal, has its span, and its end is told."""
+    codes: list[int] = []
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve(name, folder, *patience(name, 1), **environment) as server:
+            server.get("/traced/slow?order=one")
+            wait_for(lambda: server.ran("one"))
+            codes.append(server.terminate())
+            assert server.told("one") == [("slow", "asyncio.exceptions.CancelledError"), ("behind", "skipped")]
+            assert reports(server) == ([at("SIGTERM"), ended("SIGTERM")] if environment else [])
+    assert codes == [-signal.SIGTERM] * 2
+
+
+def test_a_thread_that_the_time_of_grace_leaves_behind(tmp_path: Path) -> None:
+    """No server can cancel a thread. A task in one goes with the process without a span, and a last line names it."""
+    codes: list[int] = []
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("uvicorn-h11-asyncio", folder, *patience("uvicorn", 1), **environment) as server:
+            server.get("/traced/slow?order=one-sync")
+            wait_for(lambda: server.ran("one-sync"))
+            codes.append(server.terminate())
+            assert server.ran("one-sync") == ["slow starts"]
+            assert server.told("one-sync") == [("behind", "skipped")]
+            last = "Unfinished background tasks at the end of the application: 1 running, 0 waiting: "
+            last += "tests.servers.app.sync_slow (running for n s)."
+            assert reports(server) == ([at("SIGTERM", "sync_slow"), last] if environment else [])
+    assert codes == [-signal.SIGTERM] * 2
+
+
+def test_a_second_interrupt(tmp_path: Path) -> None:
+    """Uvicorn cancels all at a second SIGINT: the first was reported, and the spans say what was cut short."""
+    codes: list[int] = []
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("uvicorn-h11-asyncio", folder, **environment) as server:
+            server.get("/traced/slow?order=one")
+            wait_for(lambda: server.ran("one"))
+            server.process.send_signal(signal.SIGINT)
+            wait_for(lambda: is_closed(server))
+            if environment:
+                wait_for(lambda: reports(server) == [at("SIGINT")])
+            server.process.send_signal(signal.SIGINT)
+            codes.append(server.process.wait(25))
+            assert server.told("one") == [("slow", "asyncio.exceptions.CancelledError"), ("behind", "skipped")]
+            if environment:
+                first, last = reports(server)
+                assert first == at("SIGINT")
+                # Nothing says whether the application or its tasks are cancelled first.
+                assert last in (at("the end of the application"), ended("SIGINT"))
+    assert codes == [0, 0]
+
+
+def test_a_report_before_a_kill(tmp_path: Path) -> None:
+    """What gunicorn kills when its time is over was reported when that began; the spans are lost."""
+    codes: list[int] = []
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("gunicorn", folder, "--graceful-timeout", "5", **environment) as server:
+            server.get("/traced/slow?order=one")
+            wait_for(lambda: server.ran("one"))
+            codes.append(server.terminate())
+            assert server.ran("one") == ["slow starts"]
+            assert server.told("one") == []
+            assert reports(server) == ([at("SIGTERM")] if environment else [])
+    assert codes == [0, 0]
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_that_a_worker_ignores(by: signal.Signals, tmp_path: Path) -> None:
+    """At SIGINT and SIGQUIT gunicorn sends its worker SIGQUIT, which that ignores, and later kills it: no line."""
+    codes: list[int] = []
+    for folder, environment in plain_and_reported(tmp_path):
+        with serve("gunicorn", folder, "--graceful-timeout", "2", **environment) as server:
+            server.get("/traced/slow?order=one")
+            wait_for(lambda: server.ran("one"))
+            server.process.send_signal(by)
+            codes.append(server.process.wait(25))
+            assert server.told("one") == []
+            assert reports(server) == []
+            assert not server.records(lifespan="stopped")
+    assert codes == [0, 0]

@@ -1,0 +1,177 @@
+"""The programs of the page on deployment, on real servers that are stopped while tasks run and wait."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.backends.receiver import Received, attributes, receive_http
+from tests.servers.serving import COMMANDS, wait_for
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "deployment"
+
+
+class Program:
+    """A program of the page that is running, and what it has logged."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+        self.process = process
+        self.url = url
+        self._log = log
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def lines(self) -> list[str]:
+        """What traced_tasks has logged, without its numbers of seconds."""
+        return untimed(self.log())
+
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(by)
+        return self.process.wait(60)
+
+
+def untimed(log: str) -> list[str]:
+    lines = re.findall(r"^(?:WARNING|INFO):traced_tasks:.*", log, re.MULTILINE)
+    return [re.sub(r"\d+\.\d+ s\b", "n s", line) for line in lines]
+
+
+@contextmanager
+def serve(server: str, app: str, folder: Path, *options: str, **environment: str) -> Iterator[Program]:
+    """Run a program of the page until the end of the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    module, *command = COMMANDS[server]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-B", "-m", module, *(part.format(port=port) for part in command), *options, app],
+            cwd=EXAMPLES,
+            env={**os.environ, "PYTHONPATH": str(folder), **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    program = Program(process, f"http://127.0.0.1:{port}", folder / "log")
+
+    def is_up() -> bool:
+        assert process.poll() is None, program.log()
+        return "Application startup complete" in program.log() or "Running on" in program.log()
+
+    try:
+        wait_for(is_up)
+        yield program
+    finally:
+        with suppress(ProcessLookupError):  # it has ended, and so have its workers
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+@pytest.fixture
+def received() -> Iterator[Received]:
+    with receive_http() as received:
+        yield received
+
+
+def ended(received: Received) -> dict[str, object]:
+    """The tasks whose spans have arrived, and how they failed."""
+    spans = {span.name.removeprefix("background_task "): attributes(span.attributes) for span in received.task_spans}
+    return {name: known.get("error.type") for name, known in spans.items()}
+
+
+RECIPES = {
+    "uvicorn-h11-asyncio": ("--timeout-graceful-shutdown", "60"),
+    "gunicorn": ("--graceful-timeout", "60"),
+    "gunicorn-preload": ("--graceful-timeout", "60"),
+    "hypercorn-asyncio": ("--workers", "0", "--graceful-timeout", "60"),
+}
+
+
+@pytest.mark.parametrize("server", RECIPES)
+def test_reported(server: str, received: Received, tmp_path: Path) -> None:
+    """The program says at a SIGTERM what runs and waits, then that it has ended, and exports the spans of all of it."""
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint}
+    with serve(server, "reported:app", tmp_path, *RECIPES[server], **endpoint) as program:
+        assert httpx.post(f"{program.url}/exports").is_success
+        program.stop()
+
+        assert program.lines() == untimed((EXAMPLES / "reported.txt").read_text())
+        assert ended(received) == {"write_export": None, "send_link": None}
+
+
+CUT_SHORT = {"write_export": "asyncio.exceptions.CancelledError", "send_link": "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("server", "options"),
+    [
+        ("uvicorn-h11-asyncio", ("--timeout-graceful-shutdown", "1")),
+        ("hypercorn-asyncio", ("--workers", "0", "--graceful-timeout", "1")),
+    ],
+)
+def test_a_time_of_grace_that_is_over(
+    server: str, options: tuple[str, ...], received: Received, tmp_path: Path
+) -> None:
+    """A server with a time of grace cancels what still runs, and the spans that say so are exported before it ends."""
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint}
+    with serve(server, "reported:app", tmp_path, *options, **endpoint) as program:
+        assert httpx.post(f"{program.url}/exports?seconds=600").is_success
+        program.stop()
+
+        assert ended(received) == CUT_SHORT
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_stopping(by: signal.Signals, received: Received, tmp_path: Path) -> None:
+    """With the worker class, gunicorn's tasks are cancelled and exported before it kills, whatever signal it gets."""
+    (tmp_path / "quick.py").write_text(
+        "from stopping import StoppingWorker\n"
+        "class Worker(StoppingWorker):\n"
+        "    CONFIG_KWARGS = {**StoppingWorker.CONFIG_KWARGS, 'timeout_graceful_shutdown': 1}\n"
+    )
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint}
+    options = "--worker-class", "quick.Worker", "--graceful-timeout", "60"
+    with serve("gunicorn", "reported:app", tmp_path, *options, **endpoint) as program:
+        assert httpx.post(f"{program.url}/exports?seconds=600").is_success
+        assert program.stop(by) == 0
+
+        assert program.lines() == untimed((EXAMPLES / "stopping.txt").read_text())
+        assert ended(received) == CUT_SHORT
+
+
+def test_the_times_of_a_pod() -> None:
+    """Each time of grace on the page is longer than the one inside of it."""
+    pod, worker = (EXAMPLES / "pod.yaml").read_text(), (EXAMPLES / "stopping.py").read_text()
+
+    def number(pattern: str, text: str) -> int:
+        (found,) = re.findall(pattern, text)
+        return int(found)
+
+    tasks = number(r'"timeout_graceful_shutdown": (\d+)', worker)
+    gunicorn = number(r"--graceful-timeout=(\d+)", pod)
+    silence = number(r"--timeout=(\d+)", pod)
+    pause = number(r'\[sleep, "(\d+)"\]', pod)
+    assert tasks + 10 <= gunicorn == silence
+    assert pause + gunicorn + 5 <= number(r"terminationGracePeriodSeconds: (\d+)", pod)
+
+
+def test_admin(tmp_path: Path) -> None:
+    """The admin route lists what runs and waits, and the health check counts what waits."""
+    with serve("uvicorn-h11-asyncio", "admin:app", tmp_path) as program:
+        assert httpx.get(f"{program.url}/health").json() == {"waiting": 0, "late": 0}
+        assert httpx.post(f"{program.url}/exports").is_success
+        wait_for(lambda: "running" in httpx.get(f"{program.url}/admin/tasks").text)
+
+        running, waiting = httpx.get(f"{program.url}/admin/tasks").json()
+        assert (running["function"], running["state"]) == ("admin.write_export", "running")
+        assert (waiting["function"], waiting["state"]) == ("admin.send_link", "waiting")
+        assert httpx.get(f"{program.url}/health").json() == {"waiting": 1, "late": 0}
