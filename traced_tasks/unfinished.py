@@ -22,6 +22,7 @@ from typing import Any, Literal
 from opentelemetry import trace
 
 from traced_tasks._background import TracedBackgroundTask
+from traced_tasks._lost import reporter
 from traced_tasks._providers import at_fork
 
 __all__ = ["UnfinishedTask", "report_unfinished_tasks", "unfinished_tasks"]
@@ -163,6 +164,7 @@ class _Report:
                 signal.signal(number, earlier)
         self._events.put(None)
         self._thread.join(_AT_END)
+        reporter.flush(_AT_END)  # what the stop has lost: the SDK may be shut down behind the block, and no exit follow
 
     def _work(self) -> None:
         event = stop = self._events.get()

@@ -232,6 +232,21 @@ async def test_a_block_that_ends_first(signals: list[str], lines: Lines) -> None
     assert lines()[:3] == [AT_THE_END, f"{UNFINISHED} SIGINT", AT_THE_END]
 
 
+async def test_more_losses_than_are_reported_at_once(spans: Spans, lines: Lines) -> None:
+    """Where the block ends, all that a stop has lost is told, so that the SDK may be shut down behind it."""
+    queue = TracedBackgroundTasks()
+    queue.add_task(anyio.sleep_forever)
+    for number in range(300):
+        queue.add_task(notify, number)
+
+    with report_unfinished_tasks():
+        with anyio.move_on_after(0.01):
+            await queue()
+
+    lost = [span for span in spans.exporter.get_finished_spans() if span.name == "background_task notify"]
+    assert len(lost) == 300
+
+
 async def test_nothing_to_report(signals: list[str], lines: Lines) -> None:
     """Where nothing runs or waits, there is no line, whatever comes."""
     with report_unfinished_tasks():
