@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import unwrap
 from threading import RLock
-from time import perf_counter
+from time import perf_counter, sleep
 from types import MethodType, TracebackType
 from typing import Any, Literal, Self, overload
 from weakref import ref
@@ -43,6 +43,7 @@ __all__ = ["RecordedTask", "RecordedTasks", "record_tasks"]
 
 Outcome = Literal["completed", "failed", "skipped", "dropped", "never_awaited", "never_iterated", "unconfirmed", "held"]
 _FLUSH = 10.0  # s
+_PAUSES = 0.001, 0.02  # s, for a worker thread to forget the job that it has just reported, and what that refers to
 
 
 @dataclass(eq=False)
@@ -273,6 +274,10 @@ def _let_go() -> None:
     """Stand in for the function of a task that waits, while garbage is collected."""
 
 
+_Recorded = tuple[RecordedTask, tuple[Any, Any, Any]]
+"""The record of a task, and the function and the arguments that were given to it."""
+
+
 class _Hooks:
     """What stands in for the functions of this package through which each task goes, and calls them."""
 
@@ -310,13 +315,15 @@ class _Hooks:
 
         return capture
 
-    def record(self, task: Any) -> RecordedTask | None:
+    def record(self, task: object) -> RecordedTask | None:
         """Return the record of a task that waits no more, if it has one."""
-        record, given = vars(task).get("_recorded", (None, ()))
-        if record is not None:
-            record.func, record.args, record.kwargs = given
-            self._waiting.pop(record, None)
-        return record  # type: ignore[no-any-return]
+        recorded: _Recorded | None = vars(task).get("_recorded")
+        if recorded is None:
+            return None
+        record, given = recorded
+        record.func, record.args, record.kwargs = given
+        self._waiting.pop(record, None)
+        return record
 
     def flush(self, records: Sequence[RecordedTask]) -> None:
         """Collect garbage, also what these records refer to (rule 2), and report what was dropped."""
@@ -325,6 +332,11 @@ class _Hooks:
             for record, _ in waiting:
                 record.func, record.args, record.kwargs = _let_go, (), {}
         gc.collect()
+        for pause in _PAUSES:
+            if all(found() is None for _, found in waiting):
+                break
+            sleep(pause)
+            gc.collect()
         _lost.reporter.flush(_FLUSH)
         for record, found in waiting:
             if (task := found()) is not None:

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from starlette.background import BackgroundTask
 
 from tests.conftest import Spans
-from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks, _lost, _run
+from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks, _lost, _run, _telemetry
 from traced_tasks.testing import RecordedTask, RecordedTasks, record_tasks
 
 
@@ -410,7 +410,7 @@ async def test_a_function_that_ends_later() -> None:
 async def test_a_block_that_ends_while_a_task_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that starts at that very moment, in a thread, runs, and its record is kept up."""
     starts, go = threading.Event(), threading.Event()
-    start_span = _run.start_span
+    start_span = _telemetry.start_span
 
     def start_slowly(*args: Any) -> Any:
         starts.set()
