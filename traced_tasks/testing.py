@@ -129,6 +129,7 @@ class RecordedTasks(Sequence[RecordedTask]):
             AssertionError: There is none, or more than one. It lists what there was.
             TypeError: `func` is no function.
         """
+        __tracebackhide__ = True  # pytest shows the line of the test
         found = self.of(func)
         if len(found) == 1:
             return found[0]
@@ -165,6 +166,7 @@ class RecordedTasks(Sequence[RecordedTask]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        __tracebackhide__ = True
         if self not in _hooks.recorders:
             raise RuntimeError("this block of record_tasks() was left before, or never entered")
         if error is None:
@@ -176,6 +178,7 @@ class RecordedTasks(Sequence[RecordedTask]):
             self._check()
 
     def _check(self) -> None:
+        __tracebackhide__ = True
         ended = ("completed", "failed", "held", None)
         lost = [] if self.allow_lost else [record for record in self._records if record.outcome not in ended]
         waiting = [each for each in self._records if each.outcome is None and each.queue_duration is None]
