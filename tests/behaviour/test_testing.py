@@ -314,6 +314,23 @@ async def test_mocks() -> None:
         tasks.one(mock.Mock())
 
 
+async def test_what_is_patched(app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patched `add_task` of FastAPI's is not what a traced route calls; a patched function is its task."""
+
+    @app.post("/checkout")
+    async def checkout(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(notify, 42)
+
+    with record_tasks() as tasks, mock.patch("fastapi.BackgroundTasks.add_task") as add_task:
+        await client.post("/checkout")
+    assert (tasks.one(notify).outcome, add_task.mock_calls) == ("completed", [])
+
+    with record_tasks() as tasks, mock.patch(f"{__name__}.notify") as patched:
+        await client.post("/checkout")
+    assert tasks.one(patched).args == (42,)
+    patched.assert_called_once_with(42)
+
+
 async def test_tasks_that_are_found_by_their_function(app: FastAPI) -> None:
     """A partial of a function is one of its tasks; `one()` that does not find one lists what there was."""
     queue = TracedBackgroundTasks()

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import dramatiq
 import pytest
 from celery import Celery  # type: ignore[import-untyped]
+from dramatiq.brokers.stub import StubBroker
 from taskiq import AsyncBroker, BrokerMessage, InMemoryBroker
 from taskiq.exceptions import SendTaskError
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 from traced_tasks.celery import trace_tasks
+from traced_tasks.dramatiq import TracedTasksMiddleware as DramatiqMiddleware
 from traced_tasks.taskiq import TracedTasksMiddleware
 from traced_tasks.testing import record_tasks
 
@@ -83,3 +86,22 @@ async def test_a_task_that_is_held() -> None:
         await queue()
 
     assert tasks.one(task).outcome == "held"
+
+
+async def test_a_stub_broker() -> None:
+    """A task that a worker of Dramatiq's runs in this process is one record, that of its hand-over."""
+    broker = StubBroker(middleware=[DramatiqMiddleware()])
+    actor = dramatiq.actor(notify, broker=broker)
+    queue = TracedBackgroundTasks(tracing=TaskTracing(broker=broker))
+
+    worker = dramatiq.Worker(broker, worker_timeout=10)
+    worker.start()
+    with record_tasks() as tasks:
+        queue.add_task(actor, 42)
+        await queue()
+        broker.join("default")
+        worker.join()
+    worker.stop()
+
+    assert [each.outcome for each in tasks] == ["completed"]
+    assert tasks.one(notify) is tasks.one(actor)
