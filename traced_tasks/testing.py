@@ -192,7 +192,8 @@ class RecordedTasks(Sequence[RecordedTask]):
             messages.append(
                 f"{_count(waiting)} still waiting, neither run nor lost:{_lines(waiting)}\nSomething refers to it: "
                 "a queue that nobody ran, perhaps, or `pytest.raises(...) as info`, which keeps an exception, its "
-                "frames, and what they refer to. Leave out the `as info`, or `del info` in the block."
+                "frames, and what they refer to. Leave out the `as info`, or `del info` in the block. In an async test "
+                "the event loop refers to what a `def` handler has just raised: `await anyio.sleep(0)` in the block."
             )
         if messages:
             raise AssertionError("\n".join(messages))
