@@ -91,7 +91,7 @@ async def test_a_task_that_is_held() -> None:
 async def test_a_stub_broker() -> None:
     """A task that a worker of Dramatiq's runs in this process is one record, that of its hand-over."""
     broker = StubBroker(middleware=[DramatiqMiddleware()])
-    actor = dramatiq.actor(notify, broker=broker)
+    actor = dramatiq.actor(broker=broker)(notify)
     queue = TracedBackgroundTasks(tracing=TaskTracing(broker=broker))
 
     worker = dramatiq.Worker(broker, worker_timeout=10)
