@@ -18,7 +18,6 @@ import anyio
 import pytest
 from fastapi import BackgroundTasks, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
-from fastapi.testclient import TestClient
 from httpx import AsyncClient
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -160,7 +159,7 @@ async def test_arguments_that_refer_to_the_queue(app: FastAPI, client: AsyncClie
     """A task whose function, or an argument of it, refers to its queue is dropped all the same."""
 
     @app.post("/shop")
-    def shop(tasks: TracedBackgroundTasks) -> None:
+    async def shop(tasks: TracedBackgroundTasks) -> None:
         Shop(tasks)
         raise HTTPException(402)
 
@@ -220,7 +219,7 @@ async def test_held_tasks(app: FastAPI, client: AsyncClient) -> None:
         return JSONResponse({}, background=NeverCalled(notify))
 
     @app.post("/refused")
-    def refused(tasks: TracedBackgroundTasks) -> None:
+    async def refused(tasks: TracedBackgroundTasks) -> None:
         tasks.add_task(notify)
         raise HTTPException(402)
 
@@ -460,8 +459,11 @@ async def test_an_outcome_is_known_when_all_is_told(spans: Spans) -> None:
     assert (known, tasks[0].outcome) == ([None], "completed")
 
 
+@pytest.mark.filterwarnings("ignore")  # of one httpx or another
 def test_the_test_client() -> None:
     """The test client runs the application in a thread and an event loop of its own, and so its tasks."""
+    from fastapi.testclient import TestClient
+
     app = FastAPI(dependencies=[])
 
     @app.post("/plain")
@@ -501,10 +503,14 @@ def test_a_value_that_cannot_be_shown() -> None:
     assert "notify(<Order" in repr(tasks[0])
 
 
+# All but one of opentelemetry-api 1.42 on Python 3.11.
+WARNINGS = ("-W", "error", "-W", "ignore:SelectableGroups dict interface is deprecated:DeprecationWarning")
+
+
 def run_pytest(folder: Path, *options: str, **files: str) -> str:
     for name, text in files.items():
         (folder / f"{name}.py").write_text(textwrap.dedent(text))
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *options, str(folder)]
+    command = [sys.executable, "-m", "pytest", "-q", *WARNINGS, "-p", "no:cacheprovider", *options, str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
     return ended.stdout + ended.stderr
 
@@ -585,7 +591,7 @@ def test_the_fixture_of_a_test_that_fails(tmp_path: Path) -> None:
 def test_without_pytest() -> None:
     """Without pytest there is no fixture, and all else."""
     program = "import sys; sys.modules['pytest'] = None; from traced_tasks.testing import *; print(*sorted(dir()))"
-    ended = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
+    ended = subprocess.run([sys.executable, *WARNINGS, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.split()[:2] == ["RecordedTask", "RecordedTasks"]
 
 
