@@ -1,5 +1,6 @@
 """The behaviour suite on all that is supported: `uv run nox`; one Python: `uv run nox -p 3.12`."""
 
+import os
 import shutil
 
 import nox
@@ -46,6 +47,17 @@ def engines(session: nox.Session, versions: str) -> None:
     groups = nox.project.dependency_groups(PROJECT, "behaviour", "engines")
     session.install(".", *groups, "fastapi>=0.142", *(lowest if versions == "lowest" else promised))
     session.run("pytest", "tests/engines", "-q", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def no_sdk(session: nox.Session) -> None:
+    """Run the tests that docs/testing.md shows with nothing but pytest and what the test client needs."""
+    session.install(".", "httpx2", "pytest>=9")
+    absent = "from importlib.util import find_spec; assert find_spec('opentelemetry.sdk') is None"
+    session.run("python", "-c", absent)
+    session.chdir("docs/examples/testing")
+    alone = "-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider"  # without the settings of this repository
+    session.run("pytest", *alone, "-W", "error", "-q", "test_shop.py", "test_with_unittest.py", *session.posargs)
 
 
 @nox.session(python=PYTHONS)

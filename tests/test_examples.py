@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,7 +189,8 @@ def test_every_example_has_a_test() -> None:
     assert [
         example.stem
         for example in EXAMPLES.glob("**/*.py")
-        if not re.search(rf"^(async )?def test_{example.stem}", tests, re.MULTILINE)
+        if example.stem != "conftest"
+        and not re.search(rf"^(async )?def test_{example.stem.removeprefix('test_')}", tests, re.MULTILINE)
     ] == []
 
 
@@ -873,6 +875,66 @@ async def test_plain_starlette(spans: Spans) -> None:
 
     assert response.json() == {"photo": 3}
     assert is_child(spans["background_task resize"], spans["client"])
+
+
+# testing.md
+
+
+def run_tests(tmp_path: Path, *command: str) -> tuple[bool, str]:
+    """Run tests of the page by a command of the page, and return whether they pass, and what was printed."""
+    folder = tmp_path / "testing"  # elsewhere, for pytest would take the settings of this repository
+    shutil.copytree(EXAMPLES / "testing", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    run = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return run.returncode == 0, run.stdout + run.stderr
+
+
+def error_in(output: str) -> str:
+    """The lines in which pytest shows an error."""
+    return "".join(f"{line}\n" for line in re.findall(r"^E {7}(.*)$", output, re.MULTILINE))
+
+
+def test_shop(tmp_path: Path) -> None:
+    """The page's tests of its program pass as they are printed, with each warning an error."""
+    passed, output = run_tests(tmp_path, "pytest", "-W", "error", "test_shop.py")
+    assert passed, output
+    assert "6 passed" in output
+
+
+def test_with_unittest(tmp_path: Path) -> None:
+    """The page's test without pytest passes."""
+    passed, output = run_tests(tmp_path, "unittest", "test_with_unittest.py")
+    assert passed, output
+    assert "Ran 1 test" in output
+
+
+def test_spans(tmp_path: Path) -> None:
+    """The page's test of spans passes."""
+    passed, output = run_tests(tmp_path, "pytest", "-W", "error", "test_spans.py")
+    assert passed, output
+
+
+def test_loses(tmp_path: Path) -> None:
+    """A test that loses a task fails with the message that the page shows."""
+    passed, output = run_tests(tmp_path, "pytest", "loses.py")
+    assert not passed
+    assert error_in(output) == (EXAMPLES / "testing" / "loses.txt").read_text()
+    assert "\nloses.py:8: AssertionError\n" in output
+
+
+def test_not_one(tmp_path: Path) -> None:
+    """A test that asks for a task that was not added fails with the message that the page shows."""
+    passed, output = run_tests(tmp_path, "pytest", "not_one.py")
+    assert not passed
+    assert error_in(output) == (EXAMPLES / "testing" / "not_one.txt").read_text()
+    assert "\nnot_one.py:11: AssertionError\n" in output
 
 
 # how-it-works.md

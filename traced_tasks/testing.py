@@ -14,7 +14,8 @@ may be imported before: PYTEST_DONT_REWRITE.)
 
 Rule 1: A task that nobody records pays nothing. The hooks are put in while somebody records, or a recorded task runs.
 
-Rule 2: A record hangs on its task, and no task on a record, for a reference to a task keeps it from being dropped.
+Rule 2: A record hangs on its task, and no task on a record, for a reference to a task keeps it from being dropped. What
+was given to a task may refer to its queue, so while garbage is collected the record of a task that waits lets go of it.
 """
 
 import gc
@@ -25,9 +26,10 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import unwrap
 from threading import RLock
-from time import perf_counter
-from types import TracebackType
+from time import perf_counter, sleep
+from types import MethodType, TracebackType
 from typing import Any, Literal, Self, overload
+from weakref import ref
 
 from opentelemetry.context import Context
 
@@ -41,6 +43,7 @@ __all__ = ["RecordedTask", "RecordedTasks", "record_tasks"]
 
 Outcome = Literal["completed", "failed", "skipped", "dropped", "never_awaited", "never_iterated", "unconfirmed", "held"]
 _FLUSH = 10.0  # s
+_PAUSES = 0.001, 0.02  # s, for a worker thread to forget the job that it has just reported, and what that refers to
 
 
 @dataclass(eq=False)
@@ -69,7 +72,8 @@ class RecordedTask:
     """What became of it. `None`: it waits, or runs.
 
     `"completed"`, or `"failed"` if its function raised. `"held"`: it was not to be run. All others are losses, named as
-    the `error.type` of their spans. Of a task that an engine's workers are to run, it is that of the hand-over."""
+    the `error.type` of their spans. Of a task that an engine's workers are to run, it is that of the hand-over; of one
+    that runs more than once, that of its last run."""
 
     exception: BaseException | None = None
     """What its function raised, or its hand-over."""
@@ -108,12 +112,15 @@ class RecordedTasks(Sequence[RecordedTask]):
     def of(self, func: Callable[..., Any]) -> list[RecordedTask]:
         """Return the tasks of a function, also those of a `functools.partial` of it, or of an engine's task made of it.
 
+        A method that is taken from its class, `Shop.notify`, stands for that of each object.
+
         Raises:
             TypeError: `func` is no function.
         """
         if not callable(func):
             raise TypeError(f"tasks are found by the function that was given to add_task, not by {func!r}")
-        return [record for record in self._records if _meant(record.func) == _meant(func)]
+        wanted = _meant(func)
+        return [record for record in self._records if wanted in _names(_meant(record.func))]
 
     def one(self, func: Callable[..., Any]) -> RecordedTask:
         """Return the one task of a function.
@@ -122,6 +129,7 @@ class RecordedTasks(Sequence[RecordedTask]):
             AssertionError: There is none, or more than one. It lists what there was.
             TypeError: `func` is no function.
         """
+        __tracebackhide__ = True  # pytest shows the line of the test
         found = self.of(func)
         if len(found) == 1:
             return found[0]
@@ -131,8 +139,7 @@ class RecordedTasks(Sequence[RecordedTask]):
 
     def flush(self) -> None:
         """Report now what was dropped and not yet reported, also what only the next garbage collection would find."""
-        gc.collect()
-        _lost.reporter.flush(_FLUSH)
+        _hooks.flush(tuple(self._records))
 
     @overload
     def __getitem__(self, index: int) -> RecordedTask: ...
@@ -159,6 +166,7 @@ class RecordedTasks(Sequence[RecordedTask]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        __tracebackhide__ = True
         if self not in _hooks.recorders:
             raise RuntimeError("this block of record_tasks() was left before, or never entered")
         if error is None:
@@ -170,6 +178,7 @@ class RecordedTasks(Sequence[RecordedTask]):
             self._check()
 
     def _check(self) -> None:
+        __tracebackhide__ = True
         ended = ("completed", "failed", "held", None)
         lost = [] if self.allow_lost else [record for record in self._records if record.outcome not in ended]
         waiting = [each for each in self._records if each.outcome is None and each.queue_duration is None]
@@ -183,7 +192,8 @@ class RecordedTasks(Sequence[RecordedTask]):
             messages.append(
                 f"{_count(waiting)} still waiting, neither run nor lost:{_lines(waiting)}\nSomething refers to it: "
                 "a queue that nobody ran, perhaps, or `pytest.raises(...) as info`, which keeps an exception, its "
-                "frames, and what they refer to. Leave out the `as info`, or `del info` in the block."
+                "frames, and what they refer to. Leave out the `as info`, or `del info` in the block. In an async test "
+                "the event loop refers to what a `def` handler has just raised: `await anyio.sleep(0)` in the block."
             )
         if messages:
             raise AssertionError("\n".join(messages))
@@ -208,11 +218,22 @@ def record_tasks(*, held: bool = False, allow_lost: bool = False) -> RecordedTas
 with suppress(ImportError):
     import pytest
 
+    _raised = pytest.StashKey[bool]()
+
+    class _FailedError(Exception): ...
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Note whether the test has failed so far, for the fixture."""
+        item.stash[_raised] = call.excinfo is not None
+
     @pytest.fixture
-    def recorded_tasks() -> Generator[RecordedTasks]:
+    def recorded_tasks(request: pytest.FixtureRequest) -> Generator[RecordedTasks]:
         """Record the background tasks of a test, as `record_tasks()` does. `held` and `allow_lost` can be set on it."""
-        with record_tasks() as tasks:
+        with suppress(_FailedError), record_tasks() as tasks:
             yield tasks
+            if request.node.stash.get(_raised, False):
+                raise _FailedError  # as an exception of the block, which goes first
 
 
 def _meant(func: Any) -> Any:
@@ -223,6 +244,10 @@ def _meant(func: Any) -> Any:
             func = func.func
         else:
             return func
+
+
+def _names(meant: Any) -> tuple[Any, ...]:
+    return (meant, meant.__func__) if type(meant) is MethodType else (meant,)
 
 
 def _count(records: Sequence[RecordedTask]) -> str:
@@ -236,6 +261,10 @@ def _lines(records: Sequence[RecordedTask]) -> str:
 class _Held(TracedBackgroundTask):
     async def __call__(self) -> None:
         self.instruments.waiting.pop(id(self), None)
+        _hooks.record(self)
+
+    def __init_subclass__(cls) -> None:
+        """Keep that of a user's class from being called, which may register its subclasses, or refuse them."""
 
 
 def _held(cls: Any) -> type[TracedBackgroundTask]:
@@ -245,12 +274,21 @@ def _held(cls: Any) -> type[TracedBackgroundTask]:
     return _Held if cls is TracedBackgroundTask else Held
 
 
+def _let_go() -> None:
+    """Stand in for the function of a task that waits, while garbage is collected."""
+
+
+_Recorded = tuple[RecordedTask, tuple[Any, Any, Any]]
+"""The record of a task, and the function and the arguments that were given to it."""
+
+
 class _Hooks:
     """What stands in for the functions of this package through which each task goes, and calls them."""
 
     def __init__(self) -> None:
         self.lock = RLock()
         self.recorders: list[RecordedTasks] = []
+        self._waiting: dict[RecordedTask, ref[TracedBackgroundTask]] = {}
         self._running: set[RecordedTask] = set()
         self._capture = TracedBackgroundTask._capture  # pyright: ignore[reportPrivateUsage]
         self._start, self._end, self._report = _run.start, _run.end, _lost.report
@@ -258,6 +296,8 @@ class _Hooks:
     def put(self) -> None:
         """Put the hooks in, or take them out if nobody records and nothing recorded runs."""
         records = bool(self.recorders)
+        if not records:
+            self._waiting.clear()
         TracedBackgroundTask._capture = self._capture_hook() if records else self._capture  # type: ignore[method-assign]  # pyright: ignore[reportPrivateUsage]
         records = records or bool(self._running)
         _run.start = self.start if records else self._start
@@ -272,49 +312,82 @@ class _Hooks:
             if any(each.held for each in recorders):
                 record.outcome = "held"
                 task.__class__ = _held(type(task))
-            vars(task)["_record"] = record
+            vars(task)["_recorded"] = record, (func, args, kwargs)
+            self._waiting[record] = ref(task)
             for each in recorders:
                 each._records.append(record)  # pyright: ignore[reportPrivateUsage]
 
         return capture
 
+    def record(self, task: object) -> RecordedTask | None:
+        """Return the record of a task that waits no more, if it has one."""
+        recorded: _Recorded | None = vars(task).get("_recorded")
+        if recorded is None:
+            return None
+        record, given = recorded
+        record.func, record.args, record.kwargs = given
+        self._waiting.pop(record, None)
+        return record
+
+    def flush(self, records: Sequence[RecordedTask]) -> None:
+        """Collect garbage, also what these records refer to (rule 2), and report what was dropped."""
+        with self.lock:
+            waiting = [(record, found) for record in records if (found := self._waiting.get(record)) is not None]
+            for record, _ in waiting:
+                record.func, record.args, record.kwargs = _let_go, (), {}
+        gc.collect()
+        for pause in _PAUSES:
+            if all(found() is None for _, found in waiting):
+                break
+            sleep(pause)
+            gc.collect()
+        _lost.reporter.flush(_FLUSH)
+        for record, found in waiting:
+            if (task := found()) is not None:
+                record.func, record.args, record.kwargs = vars(task)["_recorded"][1]
+
     def start(self, task: Any, ago: float = 0) -> _run.Run:
-        run = self._start(task, ago)
-        record: RecordedTask | None = getattr(task, "_record", None)
-        if record is not None:
-            self._running.add(record)
-            record.queue_duration = run[1] - task.queued_at
-        return run
+        with self.lock:
+            record = self.record(task)
+            if record is not None:
+                record.queue_duration = perf_counter() - task.queued_at
+                self._running.add(record)
+                self.put()
+        return self._start(task, ago)
 
     def end(
         self, run: _run.Run, result: Any, raised: Sequence[BaseException] = (), ended: tuple[float, int] | None = None
     ) -> None:
-        record: RecordedTask | None = getattr(run[0], "_record", None)
-        if record is not None and record in self._running:
-            record.duration = perf_counter() - run[1] if ended is None else ended[0]
-            self._outcome(record, run[7], result, raised)
-            with self.lock:
-                self._running.discard(record)
-                self.put()
-        self._end(run, result, raised, ended)
+        duration = perf_counter() - run[1] if ended is None else ended[0]
+        try:
+            self._end(run, result, raised, ended)
+        finally:  # the outcome is known when all has been told
+            record = self.record(run[0])
+            if record is not None and record in self._running:
+                record.duration = duration
+                self._outcome(record, run[7], result, raised)
+                with self.lock:
+                    self._running.discard(record)
+                    self.put()
 
     def _outcome(self, record: RecordedTask, handover: Any, result: Any, raised: Sequence[BaseException]) -> None:
         never: Any = None if raised or handover is not None else _run.never_ran(result)
         record.outcome = never or "completed"
-        if never is not None:
-            record.reason = _run.REASONS[never]
+        record.reason = _run.REASONS.get(never)
+        record.exception = raised[0] if raised else None
         if raised:
-            record.exception = raised[0]
             record.outcome = "failed"
             if handover is not None and not handover.runs_here:
                 record.outcome = "unconfirmed"
                 record.reason = f"to hand it over to {handover.system} failed, so that it may have arrived, or not"
 
     def report(self, task: Any, error: Any, reason: str, lost_at: int) -> None:
-        record: RecordedTask | None = getattr(task, "_record", None)
-        if record is not None:
-            record.outcome, record.reason = error, reason
-        self._report(task, error, reason, lost_at)
+        record = self.record(task)
+        try:
+            self._report(task, error, reason, lost_at)
+        finally:
+            if record is not None:
+                record.outcome, record.reason = error, reason
 
 
 _hooks = _Hooks()

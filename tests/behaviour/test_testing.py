@@ -9,19 +9,22 @@ import textwrap
 import threading
 import unittest
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import anyio
 import pytest
 from fastapi import BackgroundTasks, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
-from fastapi.testclient import TestClient
 from httpx import AsyncClient
 from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from starlette.background import BackgroundTask
 
-from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks, _lost, _run
+from tests.conftest import Spans
+from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks, _lost, _run, _telemetry
 from traced_tasks.testing import RecordedTask, RecordedTasks, record_tasks
 
 
@@ -44,6 +47,16 @@ class NeverCalled(TracedBackgroundTask):
 
     async def __call__(self) -> None:
         ran.append("its own way")
+
+
+class Shop:
+    """A service that a handler makes, and that keeps the queue of its request."""
+
+    def __init__(self, tasks: Any) -> None:
+        self.tasks = tasks
+        tasks.add_task(self.notify, 42)
+
+    def notify(self, user_id: int) -> None: ...
 
 
 ran: list[str] = []
@@ -141,6 +154,27 @@ async def test_what_garbage_holds(app: FastAPI, client: AsyncClient) -> None:
     assert [task.outcome for task in tasks] == ["dropped", "dropped"]
 
 
+@pytest.mark.parametrize("held", [False, True])
+async def test_arguments_that_refer_to_the_queue(app: FastAPI, client: AsyncClient, held: bool) -> None:
+    """A task whose function, or an argument of it, refers to its queue is dropped all the same."""
+
+    @app.post("/shop")
+    async def shop(tasks: TracedBackgroundTasks) -> None:
+        Shop(tasks)
+        raise HTTPException(402)
+
+    waits = TracedBackgroundTasks()
+    with record_tasks(held=held, allow_lost=True) as tasks:
+        Shop(waits)
+        await client.post("/shop")
+        tasks.flush()
+        assert [task.outcome for task in tasks] == ["held" if held else None, "dropped"]
+        assert [task.args for task in tasks.of(Shop.notify)] == [(42,), (42,)]
+        await waits()
+
+    assert [task.outcome for task in tasks] == ["held" if held else "completed", "dropped"]
+
+
 async def test_a_task_that_still_waits() -> None:
     """A task that is neither run nor lost at the end of the block is an error, too."""
     with pytest.raises(AssertionError) as info, record_tasks(allow_lost=True):
@@ -185,7 +219,7 @@ async def test_held_tasks(app: FastAPI, client: AsyncClient) -> None:
         return JSONResponse({}, background=NeverCalled(notify))
 
     @app.post("/refused")
-    def refused(tasks: TracedBackgroundTasks) -> None:
+    async def refused(tasks: TracedBackgroundTasks) -> None:
         tasks.add_task(notify)
         raise HTTPException(402)
 
@@ -202,6 +236,98 @@ async def test_held_tasks(app: FastAPI, client: AsyncClient) -> None:
     with record_tasks(held=True, allow_lost=True) as tasks:
         await client.post("/refused")
     assert [task.outcome for task in tasks] == ["dropped"]
+
+
+async def test_held_tasks_of_classes_of_all_kinds() -> None:
+    """A class of a user's own may have slots, do more in its `__init__`, and refuse subclasses."""
+
+    class Numbered(TracedBackgroundTask):
+        __slots__ = ("number",)
+
+        def __init__(self, func: Any) -> None:
+            super().__init__(func)
+            self.number = 1
+            self.count()
+
+        def count(self) -> None:
+            self.number += 1
+
+    class Refusing(TracedBackgroundTask):
+        def __init_subclass__(cls, *, number: int) -> None: ...
+
+    numbered = None
+    with record_tasks(held=True) as tasks:
+        numbered = Numbered(charge)
+        await numbered()
+        await Refusing(charge)()
+
+    assert [task.outcome for task in tasks] == ["held", "held"]
+    assert numbered.number == 2
+
+
+async def test_a_task_that_runs_again() -> None:
+    """A task that its own class retries has the outcome of its last run, and nothing of those before."""
+
+    class Persistent(TracedBackgroundTask):
+        async def __call__(self) -> None:
+            for _ in range(2):
+                with suppress(LookupError):
+                    await super().__call__()
+
+    def flaky() -> Any:
+        ran.append("flaky")
+        if len(ran) == 1:
+            raise LookupError
+
+    with record_tasks() as tasks:
+        await Persistent(flaky)()
+
+    assert len(ran) == 2
+    assert (tasks.one(flaky).outcome, tasks[0].exception, tasks[0].reason) == ("completed", None, None)
+
+
+async def test_a_task_that_has_every_attribute() -> None:
+    """A task from before the block is none of it, even if its class answers for each name."""
+
+    class Obliging(TracedBackgroundTask):
+        def __getattr__(self, name: str) -> str:
+            return name
+
+    task = Obliging(notify)
+    with record_tasks() as tasks:
+        await task()
+    assert [*tasks] == []
+
+
+async def test_mocks() -> None:
+    """A mock is a function like any other."""
+    queue = TracedBackgroundTasks()
+    mocks = [mock.Mock(), mock.MagicMock(), mock.AsyncMock(), mock.create_autospec(notify)]
+    with record_tasks() as tasks:
+        for each in mocks:
+            queue.add_task(each, 42)
+        await queue()
+
+    assert [tasks.one(each).outcome for each in mocks] == ["completed"] * 4
+    with pytest.raises(AssertionError, match=r"^no tasks of <Mock id='\d+'> were added, not one\."):
+        tasks.one(mock.Mock())
+
+
+async def test_what_is_patched(app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patched `add_task` of FastAPI's is not what a traced route calls; a patched function is its task."""
+
+    @app.post("/checkout")
+    async def checkout(tasks: TracedBackgroundTasks) -> None:
+        tasks.add_task(notify, 42)
+
+    with record_tasks() as tasks, mock.patch("fastapi.BackgroundTasks.add_task") as add_task:
+        await client.post("/checkout")
+    assert (tasks.one(notify).outcome, add_task.mock_calls) == ("completed", [])
+
+    with record_tasks() as tasks, mock.patch(f"{__name__}.notify") as patched:
+        await client.post("/checkout")
+    assert tasks.one(patched).args == (42,)
+    patched.assert_called_once_with(42)
 
 
 async def test_tasks_that_are_found_by_their_function(app: FastAPI) -> None:
@@ -296,8 +422,48 @@ async def test_a_function_that_ends_later() -> None:
     assert tasks[0].duration is not None
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_block_that_ends_while_a_task_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that starts at that very moment, in a thread, runs, and its record is kept up."""
+    starts, go = threading.Event(), threading.Event()
+    start_span = _telemetry.start_span
+
+    def start_slowly(*args: Any) -> Any:
+        starts.set()
+        assert go.wait(10)
+        return start_span(*args)
+
+    monkeypatch.setattr(_run, "start_span", start_slowly)
+    with record_tasks() as tasks:
+        task = asyncio.create_task(TracedBackgroundTask(notify, 42)())
+        await anyio.to_thread.run_sync(starts.wait, 10)
+    assert repr(tasks[0]) == f"{__name__}.notify(42) runs"
+    go.set()
+    await task
+
+    assert tasks[0].outcome == "completed"
+
+
+async def test_an_outcome_is_known_when_all_is_told(spans: Spans) -> None:
+    """Who waits for an outcome, in another thread, finds the span that belongs to it."""
+    known: list[object] = []
+
+    class Watching(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            known.append(tasks[0].outcome)
+
+    spans.provider.add_span_processor(Watching())
+    with record_tasks() as tasks:
+        await TracedBackgroundTask(notify)()
+
+    assert (known, tasks[0].outcome) == ([None], "completed")
+
+
+@pytest.mark.filterwarnings("ignore")  # of one httpx or another
 def test_the_test_client() -> None:
     """The test client runs the application in a thread and an event loop of its own, and so its tasks."""
+    from fastapi.testclient import TestClient
+
     app = FastAPI(dependencies=[])
 
     @app.post("/plain")
@@ -337,10 +503,14 @@ def test_a_value_that_cannot_be_shown() -> None:
     assert "notify(<Order" in repr(tasks[0])
 
 
+# All but one of opentelemetry-api 1.42 on Python 3.11.
+WARNINGS = ("-W", "error", "-W", "ignore:SelectableGroups dict interface is deprecated:DeprecationWarning")
+
+
 def run_pytest(folder: Path, *options: str, **files: str) -> str:
     for name, text in files.items():
         (folder / f"{name}.py").write_text(textwrap.dedent(text))
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *options, str(folder)]
+    command = [sys.executable, "-m", "pytest", "-q", *WARNINGS, "-p", "no:cacheprovider", *options, str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
     return ended.stdout + ended.stderr
 
@@ -383,6 +553,46 @@ def test_the_fixture(tmp_path: Path) -> None:
 
     assert "4 passed, 1 error" in output
     assert "ERROR test_shop.py::test_loses - AssertionError: 1 background task was lost:" in output
+
+
+def test_the_fixture_of_a_test_that_fails(tmp_path: Path) -> None:
+    """A test that fails, in itself or in another fixture, or skips itself, has no second error for what was lost."""
+    output = run_pytest(
+        tmp_path,
+        conftest=CONFTEST,
+        test_shop="""
+            import pytest
+            from traced_tasks import TracedBackgroundTask
+
+            def lose():
+                TracedBackgroundTask(print)
+                raise LookupError("of the test's own")
+
+            @pytest.fixture
+            def order(recorded_tasks):
+                lose()
+
+            def test_fails(recorded_tasks):
+                lose()
+
+            def test_is_not_set_up(order): ...
+
+            def test_skips_itself(recorded_tasks):
+                TracedBackgroundTask(print)
+                pytest.skip()
+        """,
+    )
+
+    assert "1 failed, 1 skipped, 1 error" in output
+    assert "ERROR test_shop.py::test_is_not_set_up - LookupError: of the test's own" in output
+    assert "AssertionError" not in output
+
+
+def test_without_pytest() -> None:
+    """Without pytest there is no fixture, and all else."""
+    program = "import sys; sys.modules['pytest'] = None; from traced_tasks.testing import *; print(*sorted(dir()))"
+    ended = subprocess.run([sys.executable, *WARNINGS, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[:2] == ["RecordedTask", "RecordedTasks"]
 
 
 class UnitTest(unittest.TestCase):

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import dramatiq
 import pytest
 from celery import Celery  # type: ignore[import-untyped]
+from dramatiq.brokers.stub import StubBroker
 from taskiq import AsyncBroker, BrokerMessage, InMemoryBroker
 from taskiq.exceptions import SendTaskError
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks, unfinished_tasks
 from traced_tasks.celery import trace_tasks
+from traced_tasks.dramatiq import TracedTasksMiddleware as DramatiqMiddleware
 from traced_tasks.taskiq import TracedTasksMiddleware
 from traced_tasks.testing import record_tasks
 from traced_tasks.unfinished import UnfinishedTask
@@ -101,3 +104,22 @@ async def test_what_runs_in_a_worker() -> None:
     assert [task.state for task in found] == ["running", "running"]
     assert {task.function for task in found} == {f"{__name__}.test_what_runs_in_a_worker.<locals>.ask"}
     assert unfinished_tasks() == []
+
+
+async def test_a_stub_broker() -> None:
+    """A task that a worker of Dramatiq's runs in this process is one record, that of its hand-over."""
+    broker = StubBroker(middleware=[DramatiqMiddleware()])
+    actor = dramatiq.actor(broker=broker)(notify)
+    queue = TracedBackgroundTasks(tracing=TaskTracing(broker=broker))
+
+    worker = dramatiq.Worker(broker, worker_timeout=10)
+    worker.start()
+    with record_tasks() as tasks:
+        queue.add_task(actor, 42)
+        await queue()
+        broker.join("default")
+        worker.join()
+    worker.stop()
+
+    assert [each.outcome for each in tasks] == ["completed"]
+    assert tasks.one(notify) is tasks.one(actor)
