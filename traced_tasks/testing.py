@@ -263,15 +263,15 @@ class _Held(TracedBackgroundTask):
         self.instruments.waiting.pop(id(self), None)
         _hooks.record(self)
 
-    def __init_subclass__(cls) -> None:
-        """Keep that of a user's class from being called, which may register its subclasses, or refuse them."""
-
 
 def _held(cls: Any) -> type[TracedBackgroundTask]:
+    if cls is TracedBackgroundTask or hasattr(cls.__init_subclass__, "__func__"):  # which may register or refuse them
+        return _Held
+
     class Held(_Held, cls):  # type: ignore[misc]
         """A task of a user's own class, with all that this has, but for what it does when it is called."""
 
-    return _Held if cls is TracedBackgroundTask else Held
+    return Held
 
 
 def _let_go() -> None:
