@@ -68,7 +68,8 @@ class TracedBackgroundTask(BackgroundTask):
     captured_variables: Variables | None = None
     queued_at: float | None
     handover: tuple[Engine, Any] | None = None
-    running: tuple[float, Span] | None = None
+    run_started_at: float | None = None
+    run_span: Span | None = None
     instruments: FunctionInstruments = unmeasured.of(None, "TracedBackgroundTask")
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -96,15 +97,14 @@ class TracedBackgroundTask(BackgroundTask):
         function = func if found is None else found[0].function(found[1])
         self.instruments = instruments = instruments_for(function, tracing.meter_provider)
         if found is not None:
-            self._capture_engine_task(*found)
+            self._capture_engine_task(*found, function)
         instruments.waiting[id(self)] = id(self)
 
-    def _capture_engine_task(self, engine: Engine, task: Any, by_method: bool) -> None:
+    def _capture_engine_task(self, engine: Engine, task: Any, by_method: bool, function: Any) -> None:
         if self.tracing.broker is not None and engine.broker(task) is self.tracing.broker:
             self.handover = engine, task
             self.is_async = not engine.blocks
         elif not by_method:
-            function = engine.function(task)
             self.is_async = BackgroundTask(function).is_async
             self.func = function if self.is_async and engine.blocks else task
 
@@ -245,7 +245,7 @@ def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask 
     # A new one, for it may be queued by many requests, and without its __init__, which may refuse what is in it.
     traced = object.__new__(TracedBackgroundTask)
     if next((cls for cls in type(task).__mro__ if "__call__" in vars(cls)), None) is BackgroundTask:
-        vars(traced).update(vars(task))
+        vars(traced).update(vars(task), captured_variables=None, handover=None, run_started_at=None)
         traced._capture(task.func, task.args, task.kwargs, tracing, task.is_async)  # pyright: ignore[reportPrivateUsage]
     else:  # it runs in a way of its own
         traced._capture(task, (), {}, tracing, True)  # pyright: ignore[reportPrivateUsage]

@@ -11,7 +11,8 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -49,13 +50,15 @@ class UnfinishedTask:
     """For how long: since `add_task`, or since its start."""
 
     trace_id: str | None
-    """32 hex digits: of its span while it runs, else of the span that was current at `add_task`, if there was one."""
+    """32 hex digits: of its span while it runs, else, or without a provider, of the one that was current at `add_task`.
+
+    `None` without one."""
 
 
 def unfinished_tasks() -> list[UnfinishedTask]:
     """Return the tasks of this process that are waiting or running, oldest first, that is, in the order of `add_task`.
 
-    It costs nothing until it is called. Then it looks through all objects of the process, and if a task seems to wait,
+    It costs nothing until it is called. Then it looks through the objects of the process, and if a task seems to wait,
     it collects garbage first: a task that an unhandled exception has left behind is lost, and not waiting.
     """
     found = look()
@@ -69,18 +72,27 @@ def unfinished_tasks() -> list[UnfinishedTask]:
 def look() -> list[UnfinishedTask]:
     """Return the tasks of this process that are waiting or running, or were left behind, those added first first."""
     now, forked_at = perf_counter(), max(_forks, default=0)
-    tasks = [each for each in gc.get_objects() if issubclass(type(each), TracedBackgroundTask)]
+    # Not all objects of the process: what another thread lets go of meanwhile would end in this one.
+    found_by_class: list[Any] = gc.get_referrers(*_classes(TracedBackgroundTask))
+    tasks = [each for each in found_by_class if issubclass(type(each), TracedBackgroundTask)]
+    del found_by_class
     waiting = {ticket for one in {task.instruments for task in tasks} for ticket in tuple(one.waiting.values())}
     found: list[UnfinishedTask] = []
     for task in sorted(tasks, key=_age):
-        name, running = task.instruments.name, task.running
-        if running is not None and running[0] >= forked_at:
-            trace_id = _trace_id(running[1]) or _trace_id(trace.get_current_span(task.context))
-            found.append(UnfinishedTask(name, "running", now - running[0], trace_id))
+        started_at, span = task.run_started_at, task.run_span
+        if started_at is not None and started_at >= forked_at:
+            trace_id = (span and _trace_id(span)) or _trace_id(trace.get_current_span(task.context))
+            found.append(UnfinishedTask(task.instruments.name, "running", now - started_at, trace_id))
         elif id(task) in waiting:
-            waited = now - (task.queued_at or now)
-            found.append(UnfinishedTask(name, "waiting", waited, _trace_id(trace.get_current_span(task.context))))
+            waited, trace_id = now - (task.queued_at or now), _trace_id(trace.get_current_span(task.context))
+            found.append(UnfinishedTask(task.instruments.name, "waiting", waited, trace_id))
     return found
+
+
+def _classes(cls: type[TracedBackgroundTask]) -> Iterator[type[TracedBackgroundTask]]:
+    yield cls
+    for each in cls.__subclasses__():
+        yield from _classes(each)
 
 
 def _age(task: TracedBackgroundTask) -> float:
@@ -121,12 +133,12 @@ def report_unfinished_tasks() -> Generator[None]:
         return
     report = _Report()
     _reports.append(report)
-    report.begin()
     try:
+        report.begin()
         yield
     finally:
-        report.end()
         _reports.clear()
+        report.end()
 
 
 class _Report:
@@ -138,8 +150,9 @@ class _Report:
         self._earlier: dict[int, Any] = {}
 
     def begin(self) -> None:
-        self._thread.start()
-        for name in ("SIGTERM", "SIGINT"):
+        with suppress(RuntimeError):  # there is no thread to be had
+            self._thread.start()
+        for name in ("SIGTERM", "SIGINT") if self._thread.is_alive() else ():
             if (number := getattr(signal, name, None)) is not None:
                 earlier = signal.getsignal(number)
                 if earlier is not None and earlier is not signal.SIG_IGN:  # `None`: that of C code
@@ -159,11 +172,13 @@ class _Report:
         signal.raise_signal(number)
 
     def end(self) -> None:
-        for number, earlier in self._earlier.items():
-            if signal.getsignal(number) == self._handle:
-                signal.signal(number, earlier)
         self._events.put(None)
-        self._thread.join(_AT_END)
+        for number, earlier in self._earlier.items():
+            # A generator that was left behind may end in another thread, where no handler can be set.
+            if current_thread() is main_thread() and signal.getsignal(number) == self._handle:
+                signal.signal(number, earlier)
+        if self._thread.is_alive() and not sys.is_finalizing():  # Python does not wait for it then
+            self._thread.join(_AT_END)
         reporter.flush(_AT_END)  # what the stop has lost: the SDK may be shut down behind the block, and no exit follow
 
     def _work(self) -> None:
@@ -191,12 +206,14 @@ def _warn(when: str) -> bool:
         shown.append(f"and {len(tasks) - _SHOWN} more")
     if tasks:
         message = "Unfinished background tasks at %s: %d running, %d waiting: %s."
-        _logger.warning(message, when, *counts.values(), ", ".join(shown), extra=counts)
+        with suppress(Exception):  # of a log handler
+            _logger.warning(message, when, *counts.values(), ", ".join(shown), extra=counts)
     return bool(tasks)
 
 
 def _tell_end(when: str | None) -> bool:
-    _logger.info("The background tasks that were unfinished at %s have ended.", when)
+    with suppress(Exception):  # of a log handler
+        _logger.info("The background tasks that were unfinished at %s have ended.", when)
     return False
 
 

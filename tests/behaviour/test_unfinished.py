@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Annotated
 
 import anyio
@@ -15,6 +16,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from starlette.background import BackgroundTask
 
 from tests.conftest import Spans
 from traced_tasks import (
@@ -370,3 +373,130 @@ def test_a_child_in_the_block(signals: list[str], lines: Lines) -> None:
 
     assert status == 11
     assert lines.records == []
+
+
+async def test_a_task_whose_span_starts() -> None:
+    """A task runs from the moment that it waits no more, also while a span processor takes its time."""
+    found: list[UnfinishedTask] = []
+
+    class Asking(SpanProcessor):
+        def on_start(self, span: object, parent_context: object = None) -> None:
+            found.extend(unfinished_tasks())
+
+    provider = TracerProvider()
+    provider.add_span_processor(Asking())
+    queue = TracedBackgroundTasks(tracing=TaskTracing(tracer_provider=provider))
+    queue.add_task(notify)
+    await queue()
+
+    assert states(found) == [("notify", "running")]
+
+
+async def test_classes_of_a_users_own() -> None:
+    """A subclass is found, and what a plain task has under a name that ours have too is left alone."""
+
+    class Own(TracedBackgroundTask): ...
+
+    class Plain(BackgroundTask):
+        run_started_at = handover = captured_variables = "its own"
+
+        def __init__(self, func: Callable[..., None]) -> None:
+            super().__init__(func)
+            self.run_started_at = self.handover = self.captured_variables = "its own"
+
+    queue = TracedBackgroundTasks([Own(notify), Plain(notify)])
+    assert states(unfinished_tasks()) == [("notify", "waiting"), ("notify", "waiting")]
+    await queue()
+    assert unfinished_tasks() == []
+
+
+def test_an_exception_of_the_block(signals: list[str], lines: Lines) -> None:
+    """An exception goes through the block, and leaves nothing of it behind."""
+
+    def fail() -> None:
+        with report_unfinished_tasks():
+            raise LookupError
+
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            fail()
+    task = TracedBackgroundTask(notify)
+    with report_unfinished_tasks():
+        pass
+    anyio.run(task)
+
+    assert lines() == [AT_THE_END]
+
+
+def test_a_block_that_ends_in_another_thread(lines: Lines) -> None:
+    """A block that another thread ends, as the collector of a generator may, is over, and the next one reports."""
+    earlier = signal.getsignal(signal.SIGTERM)
+    block = report_unfinished_tasks()
+    block.__enter__()
+    thread = threading.Thread(target=block.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    signal.signal(signal.SIGTERM, earlier)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    task = TracedBackgroundTask(notify)
+    with report_unfinished_tasks():
+        pass
+    anyio.run(task)
+
+    assert lines() == [AT_THE_END]
+
+
+def test_a_thread_that_cannot_be_had(signals: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, there is no report, and that is all."""
+
+    def start(thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with report_unfinished_tasks():
+        signal.raise_signal(signal.SIGTERM)
+
+    assert signals == ["SIGTERM"]
+
+
+def test_a_log_handler_that_fails(signals: list[str], lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log handler that fails takes nothing along but its own line."""
+    reported: list[str] = []
+
+    def emit(record: logging.LogRecord) -> None:
+        reported.append(record.getMessage().partition(":")[0])
+        raise LookupError
+
+    monkeypatch.setattr(lines, "emit", emit)
+    task = TracedBackgroundTask(notify)
+    with report_unfinished_tasks():
+        signal.raise_signal(signal.SIGTERM)
+    anyio.run(task)
+
+    assert reported == [f"{UNFINISHED} SIGTERM", AT_THE_END]
+
+
+def test_what_a_servers_handler_is_given(lines: Lines) -> None:
+    """The handler that was there is called with the signal and the frame that it came upon, as trio's needs it."""
+    given: list[object] = []
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: given.extend((number, type(frame))))
+    with report_unfinished_tasks():
+        signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, earlier)
+
+    assert given == [signal.SIGTERM, FrameType]
+
+
+async def test_twenty_tasks(signals: list[str], lines: Lines) -> None:
+    """Twenty tasks are all named."""
+    queue = TracedBackgroundTasks()
+    for number in range(20):
+        queue.add_task(notify, number)
+    with report_unfinished_tasks():
+        pass
+    await queue()
+
+    (line,) = lines.records
+    assert line.getMessage().count("notify (waiting for ") == 20
+    assert "more" not in line.getMessage()
