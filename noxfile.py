@@ -11,9 +11,9 @@ nox.options.reuse_existing_virtualenvs = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
-# The oldest, the newest, and the versions around a change that this project depends on: 0.128.2 takes Depends() on a
-# BackgroundTasks subclass, 0.137 rebuilt the routers, 0.142 brought telemetry of its own.
-FASTAPI = ["0.115.0", "0.128.1", "0.128.2", "0.136.0", "0.137.0", "0.141.0", "0.142.0", "newest"]
+# The last version before each change that this project depends on, and the newest: 0.128.2 takes Depends() on a
+# BackgroundTasks subclass, 0.137 rebuilt the routers, 0.142 brought telemetry of its own. The oldest is in `lowest`.
+FASTAPI = ["0.128.1", "0.136.0", "0.141.0", "newest"]
 
 
 @nox.session
