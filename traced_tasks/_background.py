@@ -68,8 +68,8 @@ class TracedBackgroundTask(BackgroundTask):
     captured_variables: Variables | None = None
     queued_at: float | None
     handover: tuple[Engine, Any] | None = None
-    run_started_at: float | None = None
-    run_span: Span | None = None
+    running_since: float | None
+    running_span: Span | None
     instruments: FunctionInstruments = unmeasured.of(None, "TracedBackgroundTask")
 
     def __init__(self, func: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -93,12 +93,14 @@ class TracedBackgroundTask(BackgroundTask):
         self.context = otel_context.get_current()
         if tracing.context_variables:
             self.captured_variables = copy_context()
+        self.running_since = self.running_span = None  # now: a late attribute makes an object slow in Python 3.12
         self.queued_at = perf_counter()
         function = func if found is None else found[0].function(found[1])
         self.instruments = instruments = instruments_for(function, tracing.meter_provider)
         if found is not None:
             self._capture_engine_task(*found, function)
-        instruments.waiting[id(self)] = id(self)
+        ticket = id(self)
+        instruments.waiting[ticket] = ticket
 
     def _capture_engine_task(self, engine: Engine, task: Any, by_method: bool, function: Any) -> None:
         if self.tracing.broker is not None and engine.broker(task) is self.tracing.broker:
@@ -245,7 +247,7 @@ def _traced(task: BackgroundTask, tracing: TaskOptions) -> TracedBackgroundTask 
     # A new one, for it may be queued by many requests, and without its __init__, which may refuse what is in it.
     traced = object.__new__(TracedBackgroundTask)
     if next((cls for cls in type(task).__mro__ if "__call__" in vars(cls)), None) is BackgroundTask:
-        vars(traced).update(vars(task), captured_variables=None, handover=None, run_started_at=None)
+        vars(traced).update(vars(task), captured_variables=None, handover=None)
         traced._capture(task.func, task.args, task.kwargs, tracing, task.is_async)  # pyright: ignore[reportPrivateUsage]
     else:  # it runs in a way of its own
         traced._capture(task, (), {}, tracing, True)  # pyright: ignore[reportPrivateUsage]

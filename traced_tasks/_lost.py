@@ -38,14 +38,13 @@ def lose(task: Task, error: Literal["skipped", "dropped"], reason: str) -> None:
 
 
 def report(task: Task, error: str, reason: str, lost_at: int) -> None:
-    name = task.instruments.name
     span: Span = INVALID_SPAN
     context = task.context
     with guarded("The loss of the background task %s could not be traced.", task):
         waited = 0 if task.queued_at is None else perf_counter() - task.queued_at
         span, context = start_span(task, task.tracing, "error.type", error, time_ns() - int(waited * 1e9))
     token = otel_context.attach(context)
-    warn(task, error, "The background task %s was %s: %s.", name, error, reason)
+    warn(task, error, "The background task %s was %s: %s.", task.instruments.name, error, reason)
     with guarded("The loss of the background task %s could not be traced.", task):
         span.set_attribute("error.type", error)  # also if the options have one
         if task.tracing.task_hook is not None:

@@ -10,8 +10,7 @@ from opentelemetry.context import Context
 from traced_tasks._options import TaskOptions
 
 _HEADER = "traced_tasks"
-# The options that travel with it, and what they are, if they do not.
-_TRAVELS: dict[str, Any] = {"propagation_style": "", "span_name": None, "attributes": {}, "record_exception": True}
+_UNSAID: dict[str, Any] = {"propagation_style": "", "span_name": None, "attributes": {}, "record_exception": True}
 _encode = json.JSONEncoder(default=str).encode
 
 
@@ -19,7 +18,7 @@ def write(tracing: TaskOptions, queued_at: float) -> dict[str, str]:
     """Return the headers for a task with these options, sent from within the current context."""
     headers: dict[str, str] = {}
     propagate.inject(headers)
-    ours = {name: value for name, default in _TRAVELS.items() if (value := getattr(tracing, name)) != default}
+    ours = {name: value for name, unsaid in _UNSAID.items() if (value := getattr(tracing, name)) != unsaid}
     headers[_HEADER] = _encode({**ours, "queued_at": queued_at})
     return headers
 
@@ -31,7 +30,7 @@ def read(headers: Mapping[str, Any], tracing: TaskOptions) -> tuple[Context, flo
     try:
         ours: Any = json.loads(headers[_HEADER])
         queued_at = float(ours["queued_at"])
-        changes: Any = {name: ours[name] for name in _TRAVELS if name in ours}  # others may come from a later version
+        changes: Any = {name: ours[name] for name in _UNSAID if name in ours}  # others may come from a later version
         if not tracing.record_exception:
             changes["record_exception"] = False
         return context, queued_at, tracing.merge(changes)

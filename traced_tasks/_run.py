@@ -106,7 +106,7 @@ def start(task: Task, ago: float = 0) -> Run:
     """Start the run of a task, right before its function is called, or as if it had been called `ago` seconds ago."""
     instruments = task.instruments
     handover = None if task.handover is None else Handover(task, *task.handover)
-    started_at = task.run_started_at = perf_counter() - ago
+    started_at = task.running_since = perf_counter() - ago
     waited: float | None = None
     span: Span = INVALID_SPAN
     context = task.context
@@ -125,7 +125,7 @@ def start(task: Task, ago: float = 0) -> Run:
         own = [variable for variable in task.captured_variables if variable not in loop_variables]
         variables = [(variable, variable.set(task.captured_variables[variable])) for variable in own]
     token = otel_context.attach(context)
-    task.run_span = span
+    task.running_span = span
     measured = instruments.measured and handover is None  # what is handed over is measured where it runs
     if measured:
         _measure_start(task, waited)
@@ -134,7 +134,7 @@ def start(task: Task, ago: float = 0) -> Run:
 
 def start_measured(task: Task, ago: float = 0) -> Run:
     """Start the run of a task whose span somebody else makes."""
-    started_at = task.run_started_at = perf_counter() - ago
+    started_at = task.running_since = perf_counter() - ago
     _measure_start(task, None if task.queued_at is None else started_at - task.queued_at)
     return task, started_at, INVALID_SPAN, task.context, None, (), task.instruments.measured, None
 
@@ -177,7 +177,7 @@ def end(run: Run, result: Any, raised: Sequence[BaseException] = (), ended: tupl
         except Exception as failure:
             log_failure("The span of the background task %s could not be ended.", instruments, failure)
     finally:
-        task.run_started_at = task.run_span = None
+        task.running_since = task.running_span = None
         # Behind all that is told: an exception's log record and a measurement's exemplar refer to the current span.
         _leave(token, variables, raised)
 

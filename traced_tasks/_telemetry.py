@@ -40,8 +40,8 @@ class Task(Protocol):
     queued_at: float | None  # by `time.perf_counter`; `None` for a message that does not say
     instruments: FunctionInstruments
     handover: tuple[Engine, Any] | None  # the engine whose workers call it, and its own task
-    run_started_at: float | None  # by `time.perf_counter`, while it runs
-    run_span: Span | None
+    running_since: float | None  # by `time.perf_counter`
+    running_span: Span | None
 
 
 def instruments_for(func: Callable[..., Any], provider: MeterProvider | None) -> FunctionInstruments:

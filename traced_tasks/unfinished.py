@@ -79,10 +79,11 @@ def look() -> list[UnfinishedTask]:
     waiting = {ticket for one in {task.instruments for task in tasks} for ticket in tuple(one.waiting.values())}
     found: list[UnfinishedTask] = []
     for task in sorted(tasks, key=_age):
-        started_at, span = task.run_started_at, task.run_span
-        if started_at is not None and started_at >= forked_at:
-            trace_id = (span and _trace_id(span)) or _trace_id(trace.get_current_span(task.context))
-            found.append(UnfinishedTask(task.instruments.name, "running", now - started_at, trace_id))
+        since: float | None = getattr(task, "running_since", None)  # one in the making has nothing yet
+        if since is not None and since >= forked_at:
+            span: trace.Span | None = getattr(task, "running_span", None)  # its engine's instrumentation may make it
+            trace_id = _trace_id(span or trace.INVALID_SPAN) or _trace_id(trace.get_current_span(task.context))
+            found.append(UnfinishedTask(task.instruments.name, "running", now - since, trace_id))
         elif id(task) in waiting:
             waited, trace_id = now - (task.queued_at or now), _trace_id(trace.get_current_span(task.context))
             found.append(UnfinishedTask(task.instruments.name, "waiting", waited, trace_id))

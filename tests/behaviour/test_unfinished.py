@@ -398,11 +398,11 @@ async def test_classes_of_a_users_own() -> None:
     class Own(TracedBackgroundTask): ...
 
     class Plain(BackgroundTask):
-        run_started_at = handover = captured_variables = "its own"
+        running_since = handover = captured_variables = "its own"
 
         def __init__(self, func: Callable[..., None]) -> None:
             super().__init__(func)
-            self.run_started_at = self.handover = self.captured_variables = "its own"
+            self.running_since = self.handover = self.captured_variables = "its own"
 
     queue = TracedBackgroundTasks([Own(notify), Plain(notify)])
     assert states(unfinished_tasks()) == [("notify", "waiting"), ("notify", "waiting")]

@@ -8,6 +8,7 @@ from celery import Celery  # type: ignore[import-untyped]
 from dramatiq.brokers.stub import StubBroker
 from taskiq import AsyncBroker, BrokerMessage, InMemoryBroker
 from taskiq.exceptions import SendTaskError
+from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks, unfinished_tasks
 from traced_tasks.celery import trace_tasks
@@ -89,10 +90,11 @@ async def test_a_task_that_is_held() -> None:
     assert tasks.one(task).outcome == "held"
 
 
-async def test_what_runs_in_a_worker() -> None:
+@pytest.mark.parametrize("others", [(), (OpenTelemetryMiddleware(),)])
+async def test_what_runs_in_a_worker(others: tuple[OpenTelemetryMiddleware, ...]) -> None:
     """A task that a worker of this process runs is unfinished, and so is the hand-over that waits for it."""
     found: list[UnfinishedTask] = []
-    broker = InMemoryBroker(await_inplace=True).with_middlewares(TracedTasksMiddleware())
+    broker = InMemoryBroker(await_inplace=True).with_middlewares(TracedTasksMiddleware(), *others)
 
     async def ask() -> None:
         found.extend(unfinished_tasks())
