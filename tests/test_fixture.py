@@ -1,5 +1,6 @@
 """The pytest fixture of `traced_tasks.testing`, in test runs of their own."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,10 @@ def run_pytest(folder: Path, *options: str, **files: str) -> str:
     for name, text in files.items():
         (folder / f"{name}.py").write_text(textwrap.dedent(text))
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *options, str(folder)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, cwd=folder, env=environment
+    )
     return ended.stdout + ended.stderr
 
 
