@@ -82,7 +82,7 @@ def test_the_fixture_of_a_test_that_fails(tmp_path: Path) -> None:
 
             def test_skips_itself(recorded_tasks):
                 TracedBackgroundTask(print)
-                pytest.skip()
+                pytest.skip()  # what is tested; nothing of the run around it is skipped
         """,
     )
 
