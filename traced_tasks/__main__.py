@@ -3,9 +3,10 @@
 import argparse
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 
 _DESCRIPTION = """\
 Tell three stories of background tasks, with real servers and real requests, and draw the recorded spans as timelines.
@@ -32,9 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m traced_tasks", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("--svg", metavar="FILE", type=Path, help="write the same picture to FILE, as SVG")
     parser.add_argument("--story", choices=["checkout", "lost", "workers"], help="tell this one only")
+    parser.add_argument("--serve", action="store_true", help="run the shop of the stories, with its live page")
     options = parser.parse_args(arguments)
     svg: Path | None = options.svg
     try:
+        if options.serve:
+            return _serve()
         if svg:
             _check_writable(svg)
         return _tell(options.story, svg)
@@ -64,6 +68,16 @@ def _tell(story: str | None, svg: Path | None) -> int:
     if svg:
         with _named(svg):
             save_svg(svg, shown)
+    return 0
+
+
+def _serve() -> int:
+    import_module("fastapi.telemetry")
+    from traced_tasks.demo.shop import serve_shop
+
+    with suppress(KeyboardInterrupt), serve_shop() as url:
+        print(f"The shop is open: {url}/ (Ctrl-C to close)", flush=True)
+        Event().wait()
     return 0
 
 

@@ -31,7 +31,7 @@ class FunctionInstruments:
         self.waiting: dict[object, int] = {}
         """A ticket for each task that waits, with its `id`. Who pops it starts the task, or finds it lost, alone."""
         self.running: list[None] = []
-        _everyone.add(self)
+        everyone.add(self)
 
     def start(self, queue_duration: float | None) -> None:
         """Count a task as running, and record how long it waited, in seconds, if that is known."""
@@ -90,12 +90,12 @@ class Instruments:
 
 def _forked() -> None:
     # What waits or runs in the process that this one was forked from is neither run nor lost here.
-    for function in _everyone:
+    for function in everyone:
         function.waiting.clear()
         function.running.clear()
 
 
-_everyone = weakref.WeakSet[FunctionInstruments]()
+everyone = weakref.WeakSet[FunctionInstruments]()
 at_fork(after_in_child=_forked)
 
 instruments_of = PerProvider(Instruments).get

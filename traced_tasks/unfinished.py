@@ -71,22 +71,29 @@ def unfinished_tasks() -> list[UnfinishedTask]:
 
 def look() -> list[UnfinishedTask]:
     """Return the tasks of this process that are waiting or running, or were left behind, those added first first."""
+    found: list[UnfinishedTask] = []
+    for task, state, seconds in found_tasks():
+        span: trace.Span | None = getattr(task, "running_span", None)  # its engine's instrumentation may make it
+        trace_id = _trace_id(span or trace.INVALID_SPAN) or _trace_id(trace.get_current_span(task.context))
+        found.append(UnfinishedTask(task.instruments.name, state, seconds, trace_id))
+    return found
+
+
+def found_tasks() -> list[tuple[TracedBackgroundTask, Literal["waiting", "running"], float]]:
+    """Return the tasks themselves. Who keeps one keeps it from being dropped."""
     now, forked_at = perf_counter(), max(_forks, default=0)
     # Not all objects of the process: what another thread lets go of meanwhile would end in this one.
     found_by_class: list[Any] = gc.get_referrers(*_classes(TracedBackgroundTask))
     tasks = [each for each in found_by_class if issubclass(type(each), TracedBackgroundTask)]
     del found_by_class
     waiting = {ticket for one in {task.instruments for task in tasks} for ticket in tuple(one.waiting.values())}
-    found: list[UnfinishedTask] = []
+    found: list[tuple[TracedBackgroundTask, Literal["waiting", "running"], float]] = []
     for task in sorted(tasks, key=_age):
         since: float | None = getattr(task, "running_since", None)  # one in the making has nothing yet
         if since is not None and since >= forked_at:
-            span: trace.Span | None = getattr(task, "running_span", None)  # its engine's instrumentation may make it
-            trace_id = _trace_id(span or trace.INVALID_SPAN) or _trace_id(trace.get_current_span(task.context))
-            found.append(UnfinishedTask(task.instruments.name, "running", now - since, trace_id))
+            found.append((task, "running", now - since))
         elif id(task) in waiting:
-            waited, trace_id = now - (task.queued_at or now), _trace_id(trace.get_current_span(task.context))
-            found.append(UnfinishedTask(task.instruments.name, "waiting", waited, trace_id))
+            found.append((task, "waiting", now - (task.queued_at or now)))
     return found
 
 
