@@ -49,7 +49,7 @@ def mail_order(order: Order) -> None:
     send_mail(order.email)
 
 
-def mail_order_by_id(order_id: int) -> None:
+def mail_by_id(order_id: int) -> None:
     with tracer.start_span("session"), Session(engine) as session:
         address = session.get_one(Order, order_id).email
     send_mail(address)
@@ -77,4 +77,4 @@ def by_id(
     order_id: int, session: ShortSession, tasks: TracedBackgroundTasks
 ) -> None:
     order = session.get_one(Order, order_id)
-    tasks.add_task(mail_order_by_id, order.id)
+    tasks.add_task(mail_by_id, order.id)
