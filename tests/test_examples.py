@@ -346,11 +346,11 @@ async def test_fastapi_provider() -> None:
 
 
 def test_options_on_the_page() -> None:
-    """Each option has its line in the tables of the page and of the README."""
+    """Each option has its line in the tables of the page and of the README, and its entry in the API."""
+    options = list(TaskTracing.model_fields)
     for page in (DOCS / "options.md", DOCS.parent / "README.md"):
-        assert re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)[: len(TaskTracing.model_fields)] == list(
-            TaskTracing.model_fields
-        )
+        assert re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)[: len(options)] == options
+    assert re.findall(r"^ {8}- (\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE) == options
 
 
 @pytest.mark.parametrize("options", [{"on_error": "retry"}, {"task_hook": "tell_order"}, {"meter_provider": "console"}])
