@@ -362,11 +362,11 @@ async def test_fastapi_provider() -> None:
 
 
 def test_options_on_the_page() -> None:
-    """Each option has its line in the tables of the page and of the README."""
+    """Each option has its line in the tables of the page and of the README, and its entry in the API."""
+    options = list(TaskTracing.model_fields)
     for page in (DOCS / "options.md", DOCS.parent / "README.md"):
-        assert re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)[: len(TaskTracing.model_fields)] == list(
-            TaskTracing.model_fields
-        )
+        assert re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)[: len(options)] == options
+    assert re.findall(r"^ {8}- (\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE) == options
 
 
 @pytest.mark.parametrize("options", [{"on_error": "retry"}, {"task_hook": "tell_order"}, {"meter_provider": "console"}])
@@ -503,6 +503,72 @@ async def test_refused_coroutine() -> None:
         TracedBackgroundTasks().add_task(notify(42))  # type: ignore[arg-type]
 
     assert f"{refused.value}\n" == (EXAMPLES / "refused.txt").read_text()
+
+
+# logs.md
+
+
+def printed(name: str, *paths: str) -> str:
+    """What an example prints when each of the paths is requested, by `POST`."""
+    program = (
+        "import logging, sys\n"
+        f"from {Path(name).name} import app\n"
+        "from fastapi.testclient import TestClient\n"
+        "for client in 'httpx', 'httpx2': logging.getLogger(client).disabled = True\n"
+        "client = TestClient(app, raise_server_exceptions=False)\n"
+        "for path in sys.argv[1:]: client.post(path)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-B", "-W", "error", "-c", program, *paths],
+        cwd=(EXAMPLES / name).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    return run.stdout
+
+
+def without_ids(log: str) -> str:
+    """A log in which every failure took as long, and each id is the number of its first line."""
+    ids = list(dict.fromkeys(re.findall(r"\b(?:[0-9a-f]{32}|[0-9a-f]{16})\b", log)))
+    for number, each in enumerate(ids):
+        log = log.replace(each, f"id {number}")
+    return untimed(log)
+
+
+def shown_log(name: str) -> str:
+    return without_ids((EXAMPLES / f"logs/{name}.txt").read_text())
+
+
+def test_trace_ids() -> None:
+    """A filter gives the lines of the handler, of the task and of its failure one trace id, and those two one span."""
+    assert without_ids(printed("logs/trace_ids", "/orders/0")) == shown_log("trace_ids")
+
+
+def test_exported() -> None:
+    """Exported, the lines of a task and of its failure have the trace id, and what was `extra` as attributes."""
+    assert without_ids(printed("logs/exported", "/orders/0")) == shown_log("exported")
+
+
+def test_with_structlog() -> None:
+    """What a `def` handler binds is on the lines of its task with `context_variables`, and on no other's."""
+    assert without_ids(printed("logs/with_structlog", "/orders/0", "/plain/7")) == shown_log("with_structlog")
+
+
+def test_with_loguru() -> None:
+    """In a block of `contextualize` a task with `context_variables` is given what is there, and no other is."""
+    assert without_ids(printed("logs/with_loguru", "/orders/0", "/plain/7")) == shown_log("with_loguru")
+
+
+def test_routed() -> None:
+    """The lines go where the set-up says, in JSON, and those that it leaves out do not come."""
+    assert without_ids(printed("logs/routed", "/orders/7")) == shown_log("routed")
+
+
+def test_logs_without_a_set_up() -> None:
+    """Where nobody has set up logging, Python prints the bare warnings."""
+    assert untimed(printed("lost/earlier_failed", "/orders/7")) == shown("earlier_failed")
 
 
 # deployment.md
