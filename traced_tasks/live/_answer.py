@@ -141,7 +141,8 @@ def _shown(span: Span | Ended) -> dict[str, Any]:
             attributes["http.target"] = attributes["http.target"].partition("?")[0]
         address = ended.attributes.get("http.url") or ended.attributes.get("url.full")
         with suppress(ValueError):
-            attributes.setdefault("server.address", urlsplit(str(address or "")).hostname or "")
+            if address and (host := urlsplit(str(address)).hostname):
+                attributes.setdefault("server.address", host)
     waited = ended.attributes.get("background_task.queue.duration")
     return {
         "id": f"{ended.span_id:016x}",

@@ -162,7 +162,7 @@ class Recorder(SpanProcessor):
                 # What runs is shown, whatever there is before it, and what has failed stays longer.
                 if len(card.spans) > (2 * SPANS if ended.failed else SPANS):
                     self._forget(card, span_id)
-                elif span_id in card.spans:
+                else:
                     card.spans[span_id] = ended
             elif span_id == card.root_id:
                 card.root = copied(span)
