@@ -89,7 +89,8 @@ def create_client(mail_url: str) -> httpx.AsyncClient:
         mail_url: Where the mail server is.
     """
     # Of certificates, which HTTP has no use for, a client would first load all there are: half a second.
-    return httpx.AsyncClient(base_url=mail_url, trust_env=False, verify=False)
+    # And on a busy machine the first call takes longer than the 5 s after which it would give up.
+    return httpx.AsyncClient(base_url=mail_url, trust_env=False, verify=False, timeout=30)
 
 
 def create_mail_server() -> Starlette:
