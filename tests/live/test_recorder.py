@@ -1,6 +1,7 @@
 """What the page knows, and for how long: grouped by request, bounded, and never in the application's way."""
 
 import gc
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -312,31 +313,42 @@ def test_cards_that_are_full_leave_room() -> None:
         task = recorded.task(recorded.request())
         for _ in range(_recorder.SPANS):
             recorded.sql.start_span("SELECT", task).end()
-    assert 20 < len(recorded.recorder.cards()) < 30
+    assert 15 < len(recorded.recorder.cards()) < 25
     assert recorded.is_empty_but(len(recorded.recorder.cards()))
 
 
-def test_50_000_traces() -> None:
-    """It takes less than 20 MB, whatever comes: many requests, with long names, values, messages and stack traces."""
-    recorded = Recorded()
-    long = {f"{'k' * 300}{number}": "v" * 2_000 for number in range(30)}
-    gc.collect()
+def test_50_000_traces(recorded: Recorded) -> None:
+    """However many requests come and go, no more is kept of them than of the first few thousand."""
+    blocks = []
+    for _ in range(10):
+        for number in range(5_000):
+            request = recorded.request()
+            if number % 5 == 0:
+                recorded.sql.start_span("SELECT", recorded.task(request)).end()
+        gc.collect()
+        blocks.append(sys.getallocatedblocks())
+    assert max(blocks) - blocks[0] < 1_000
+    assert recorded.is_empty_but(200)
+
+
+def test_what_the_worst_take(recorded: Recorded) -> None:
+    """It takes less than 30 MB, whatever comes: names, values, messages and stack traces are all far too long."""
+    long = {f"{number:02}{'k' * 300}": "v" * 2_000 for number in range(30)}
     tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    for number in range(50_000):
-        request = recorded.request(f"GET /{number}")
-        if number % 5 == 0:
-            wordy = number % 50 == 0
-            task = recorded.tasks.start_span("t" * 500, request, attributes=long if wordy else {"n": number})
-            if wordy:
-                task.set_status(StatusCode.ERROR, "m" * 5_000)
-                task.add_event("exception", {"exception.stacktrace": "s" * 5_000})
+    for _ in range(_recorder.QUIET):
+        recorded.http.start_span("q" * 500, attributes=long).end()
+    for _ in range(200):
+        request = recorded.request("r" * 500)
+        for _ in range(_recorder.SPANS // 5):
+            task = recorded.tasks.start_span("t" * 500, request, attributes=long)
+            task.set_status(StatusCode.ERROR, "m" * 5_000)
+            task.add_event("exception", {"exception.stacktrace": "s" * 5_000})
             task.end()
     gc.collect()
-    taken = tracemalloc.get_traced_memory()[0] - before
+    taken = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert taken < 20_000_000
-    assert recorded.is_empty_but(200)
+    assert len(recorded.recorder.cards()) == 200
+    assert taken < 30_000_000
 
 
 def test_from_many_threads() -> None:
