@@ -959,6 +959,36 @@ async def test_plain_starlette(spans: Spans) -> None:
     assert is_child(spans["background_task resize"], spans["client"])
 
 
+async def test_middleware(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a middleware in plain ASGI a task starts when the server has taken the whole response, and not before."""
+    example = load("middleware")
+    happened: list[str] = []
+    taken = 0
+
+    async def count_download(name: str) -> None:
+        happened.append(name)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def take(message: Message) -> None:
+        nonlocal taken
+        if message["type"] == "http.response.start":
+            assert (b"x-shop", b"main street") in message["headers"]
+            return
+        await anyio.wait_all_tasks_blocked()  # whatever else could run now has run
+        taken += len(message["body"])
+        happened.append("taken" if not message.get("more_body") else "part")
+
+    monkeypatch.setattr(example, "count_download", count_download)
+    scope = {"type": "http", "method": "GET", "path": "/catalogue", "headers": [], "query_string": b""}
+    await example.app(scope, receive, take)
+
+    assert taken == 20_000_000
+    assert happened == ["taken", "catalogue"]
+    assert [span.name for span in spans.tasks()] == ["background_task count_download"]
+
+
 # testing.md
 
 

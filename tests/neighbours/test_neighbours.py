@@ -4,10 +4,13 @@ A program of `apps` sets the neighbour up as its documentation says, serves the 
 background tasks, and tells what every task saw and what was recorded.
 """
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.neighbours.report import Report, Span
 
@@ -20,6 +23,25 @@ def run(program: str, *arguments: str) -> Report:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return Report.model_validate_json(done.stdout.splitlines()[-1])
+
+
+def run_instrumented(command: str, *arguments: str) -> Report:
+    """Serve `automatic` by a command that is started as OpenTelemetry's documentation says, but for the exporters."""
+    scripts = Path(sys.executable).parent
+    exporters = [f"--{signal}_exporter=none" for signal in ("traces", "metrics", "logs")]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    done = subprocess.run(
+        [scripts / "opentelemetry-instrument", *exporters, scripts / command, *arguments, "--port", port],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    complaints = [line for line in done.stderr.splitlines() if "INFO" not in line]
+    assert (done.returncode, complaints) == (0, [])
+    return Report.model_validate_json(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 
 def check(report: Report, wrapper: str | None = None) -> None:
@@ -130,6 +152,22 @@ def test_contrib_everywhere() -> None:
         assert plain_tasks(report, f"/traced/{number}") == []
     assert plain_tasks(report, "/plain/during") == [CONTRIB] * 3
     assert plain_tasks(report, "/plain/after") == ["fastapi"] * 3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["uvicorn", "tests.neighbours.apps.automatic:app"], ["fastapi", "run", "tests/neighbours/apps/automatic.py"]],
+    ids=["uvicorn", "fastapi run"],
+)
+def test_opentelemetry_instrument(command: list[str]) -> None:
+    """Under `opentelemetry-instrument`, whatever serves the app, all is as if the app had instrumented itself."""
+    report = run_instrumented(*command)
+
+    check(report)
+    for path in ("/traced/1", "/plain/1"):
+        assert servers(report, path) == [CONTRIB]
+    assert plain_tasks(report, "/plain/1") == [CONTRIB] * 3
+    assert plain_tasks(report, "/traced/1") == []
 
 
 def test_logfire() -> None:

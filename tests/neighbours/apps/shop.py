@@ -147,6 +147,18 @@ def record_spans() -> None:
 Post = Callable[..., Awaitable[str]]
 
 
+async def send(port: int, path: str, header: str = "x-test: 1", method: str = "POST") -> str:
+    """Make a request, not with a client that the neighbour may have patched, and return the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = (f"{method} {path} HTTP/1.1", "Host: shop", "Connection: close", "Content-Length: 0", header)
+    writer.write("\r\n".join((*head, "", "")).encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    if method == "POST":
+        _report.answers[path] = int(answer.split()[1])
+    return answer
+
+
 @asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[Post]:
     """Serve an app with uvicorn, and give what posts to it and waits until the background tasks are done."""
@@ -154,17 +166,10 @@ async def serving(app: ASGIApp) -> AsyncIterator[Post]:
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     serving = asyncio.create_task(server.serve([listener]))
 
-    async def post(*paths: str, header: str = "x-test: 1", method: str = "POST") -> str:
-        # Not with a client that the neighbour may have patched.
+    async def post(*paths: str, **request: str) -> str:
         answer = ""
         for path in paths:
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
-            head = (f"{method} {path} HTTP/1.1", "Host: shop", "Connection: close", "Content-Length: 0", header)
-            writer.write("\r\n".join((*head, "", "")).encode())
-            answer = (await reader.read()).decode()
-            writer.close()
-            if method == "POST":
-                _report.answers[path] = int(answer.split()[1])
+            answer = await send(listener.getsockname()[1], path, **request)
             while server.server_state.tasks:  # noqa: ASYNC110  # it has no event for that
                 await asyncio.sleep(0.005)
         return answer
@@ -206,6 +211,12 @@ def recorded() -> list[Span]:
         )
         for span in _exporter.get_finished_spans()
     ]
+
+
+async def all_told() -> None:
+    """Wait until every task that was added has ended, and its span with it."""
+    while sum(span.name.lower().startswith("background") for span in recorded()) < len(_report.added):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
 
 
 def report(spans: list[Span] | None = None, **neighbour: Any) -> None:
