@@ -16,6 +16,6 @@ def send_receipt(order_id: int) -> None:
 
 @app.post("/orders/{order_id}")
 def order(order_id: int, tasks: TracedBackgroundTasks) -> None:
-    attach(baggage.set_baggage("tenant", "acme"))  # (1)!
+    attach(baggage.set_baggage("tenant", "acme"))
     with tracer.start_as_current_span("charge card"):
-        tasks.add_task(send_receipt, order_id)  # (2)!
+        tasks.add_task(send_receipt, order_id)

@@ -11,7 +11,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from traced_tasks import TracedBackgroundTasks
 
-reader = PeriodicExportingMetricReader(OTLPMetricExporter())  # (1)!
+reader = PeriodicExportingMetricReader(OTLPMetricExporter())
 provider = MeterProvider([reader])
 set_meter_provider(provider)
 
@@ -19,7 +19,7 @@ set_meter_provider(provider)
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
     yield
-    provider.shutdown()  # (2)!
+    provider.shutdown()
 
 
 app = FastAPI(lifespan=lifespan)

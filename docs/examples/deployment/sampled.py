@@ -15,10 +15,10 @@ from opentelemetry.trace import set_tracer_provider
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 
 processor = BatchSpanProcessor(OTLPSpanExporter())
-requests = TracerProvider(ParentBased(TraceIdRatioBased(0.01)))  # (1)!
+requests = TracerProvider(ParentBased(TraceIdRatioBased(0.01)))
 requests.add_span_processor(processor)
 set_tracer_provider(requests)
-reports = TracerProvider(ParentBased(TraceIdRatioBased(0.5)))  # (2)!
+reports = TracerProvider(ParentBased(TraceIdRatioBased(0.5)))
 reports.add_span_processor(processor)
 
 ReportTasks = Annotated[

@@ -9,9 +9,9 @@ from uvicorn_worker import UvicornWorker
 
 class StoppingWorker(UvicornWorker):
     CONFIG_KWARGS = UvicornWorker.CONFIG_KWARGS | {
-        "timeout_graceful_shutdown": 20  # (1)!
+        "timeout_graceful_shutdown": 20
     }
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        signal.raise_signal(signal.SIGTERM)  # (2)!
+        signal.raise_signal(signal.SIGTERM)

@@ -33,7 +33,7 @@ celery.conf.update(
     broker_transport_options={"socket_timeout": 2},
     task_publish_retry_policy={"max_retries": 0},
 )
-trace_tasks(celery)  # (1)!
+trace_tasks(celery)
 
 WorkerTasks = Annotated[TracedBackgroundTasks, TaskTracing(broker=celery)]
 

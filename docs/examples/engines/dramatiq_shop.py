@@ -24,7 +24,7 @@ set_tracer_provider(provider)
 
 redis = os.environ.get("REDIS_URL", "redis://localhost")
 broker = RedisBroker(url=f"{redis}?socket_timeout=2")
-broker.add_middleware(TracedTasksMiddleware())  # (1)!
+broker.add_middleware(TracedTasksMiddleware())
 dramatiq.set_broker(broker)
 
 WorkerTasks = Annotated[TracedBackgroundTasks, TaskTracing(broker=broker)]

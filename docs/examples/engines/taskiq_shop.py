@@ -22,9 +22,9 @@ set_tracer_provider(provider)
 broker = RedisStreamBroker(
     os.environ.get("REDIS_URL", "redis://localhost"),
     queue_name="taskiq-shop",
-    maxlen=100_000,  # (1)!
+    maxlen=100_000,
     socket_timeout=5,
-).with_middlewares(TracedTasksMiddleware())  # (2)!
+).with_middlewares(TracedTasksMiddleware())
 
 WorkerTasks = Annotated[TracedBackgroundTasks, TaskTracing(broker=broker)]
 
@@ -36,7 +36,7 @@ async def notify(user_id: int) -> None:
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-    await broker.startup()  # (3)!
+    await broker.startup()
     yield
     await broker.shutdown()
     provider.shutdown()

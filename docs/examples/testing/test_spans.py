@@ -18,7 +18,7 @@ def exporter() -> Iterator[InMemorySpanExporter]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     in_tests = TaskTracing(tracer_provider=provider)
-    app.dependency_overrides[TaskTracing()] = in_tests  # (1)!
+    app.dependency_overrides[TaskTracing()] = in_tests
     yield exporter
     del app.dependency_overrides[TaskTracing()]
 
