@@ -14,7 +14,7 @@ from opentelemetry.trace import set_tracer_provider
 
 from traced_tasks import TracedBackgroundTasks
 
-provider = TracerProvider()
+provider = TracerProvider()  # (1)!
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 set_tracer_provider(provider)
 HTTPXClientInstrumentor().instrument()
@@ -23,7 +23,7 @@ HTTPXClientInstrumentor().instrument()
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
     yield
-    provider.shutdown()
+    provider.shutdown()  # (2)!
 
 
 app = FastAPI(lifespan=lifespan, telemetry={"operation_spans": False})

@@ -1,4 +1,4 @@
-"""The pictures of the stories in the documentation: `python -m tests.demo.pictures` tells them, and draws them again."""
+"""The stories' pictures in the documentation: `python -m tests.demo.pictures` tells them, and draws them again."""
 
 import io
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from opentelemetry.trace import set_tracer_provider
 
 from traced_tasks import TracedBackgroundTasks, report_unfinished_tasks
 
-logging.basicConfig(level=logging.INFO)
+logging.basicConfig(level=logging.INFO)  # (1)!
 
 provider = TracerProvider()
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -24,7 +24,7 @@ set_tracer_provider(provider)
 async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
     with report_unfinished_tasks():
         yield
-    provider.shutdown()
+    provider.shutdown()  # (2)!
 
 
 app = FastAPI(lifespan=lifespan)
