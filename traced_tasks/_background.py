@@ -6,8 +6,8 @@ Rule 1: Nothing is called here that others patch, or a task would have a second 
 Rule 2: FastAPI runs the queue that it made for a request, and none that a dependency returns. So that object itself
 becomes ours, by its `__class__`: one object, of one request. Its list stays the same list, which others may hold.
 
-Rule 3: A task that waits has a ticket in `instruments.waiting`. Who takes it answers for the task: its queue (`skip`),
-`__del__` when it is thrown away, or `run`, which for a `def` task writes another, for its thread to take.
+Rule 3: A task that waits has a ticket in `instruments.waiting`. Whoever takes it answers for the task: its queue, in
+`skip`; `__del__`, when it is thrown away; or `run`, which for a `def` task writes a second one for its thread to take.
 """
 
 import sys

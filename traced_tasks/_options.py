@@ -1,4 +1,4 @@
-"""What can be chosen about a task."""
+"""The options of a task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypedDict

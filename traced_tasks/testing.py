@@ -14,8 +14,8 @@ may be imported before: PYTEST_DONT_REWRITE.)
 
 Rule 1: A task that nobody records pays nothing. The hooks are put in while somebody records, or a recorded task runs.
 
-Rule 2: A record hangs on its task, and no task on a record, for a reference to a task keeps it from being dropped. What
-was given to a task may refer to its queue, so while garbage is collected the record of a task that waits lets go of it.
+Rule 2: A task refers to its record, and no record to its task, because that would keep the task from being dropped. The
+arguments of a task may refer to its queue, so the record of a waiting task lets go of them while garbage is collected.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""What has not ended yet: the tasks of this process that wait or run, and a report of them when it is told to stop.
+"""The tasks of this process that wait or run, and a report of them when the process is told to stop.
 
 Rule 1: A signal's handler interrupts code that may hold any lock. It logs nothing and starts no thread. It puts a word
 into a queue, for a thread that waits for one already.
