@@ -6,8 +6,8 @@ Rule 1: Nothing is called here that others patch, or a task would have a second 
 Rule 2: FastAPI runs the queue that it made for a request, and none that a dependency returns. So that object itself
 becomes ours, by its `__class__`: one object, of one request. Its list stays the same list, which others may hold.
 
-Rule 3: A task that waits has a ticket in `instruments.waiting`. Who takes it answers for the task: its queue (`skip`),
-`__del__` when it is thrown away, or `run`, which for a `def` task writes another, for its thread to take.
+Rule 3: A task that waits has a ticket in `instruments.waiting`. Whoever takes it answers for the task: its queue, in
+`skip`; `__del__`, when it is thrown away; or `run`, which for a `def` task writes a second one for its thread to take.
 """
 
 import sys
@@ -46,13 +46,13 @@ _DROPPED = (
 class TracedBackgroundTask(BackgroundTask):
     """A background task that runs inside a span of its own.
 
-    The context that is current when it is made is the one it runs in. Starlette's way to use one:
+    It runs in the context that is current when you make it. Use it as you use Starlette's:
 
     ```python
     return JSONResponse({}, background=TracedBackgroundTask(notify, 42))
     ```
 
-    A subclass runs the function by `super().__call__()`, and may do what it likes before, after and around that.
+    A subclass calls `super().__call__()` to run the function. Before, after and around that it may do what it likes.
 
     Args:
         func: The function to call, `def` (called in a worker thread) or `async def`.
@@ -126,13 +126,13 @@ class TracedBackgroundTask(BackgroundTask):
 class TracedBackgroundTasks(BackgroundTasks):
     """The background tasks of a response, each inside a span of its own.
 
-    A handler gets the queue of its request by the annotation `traced_tasks.TracedBackgroundTasks`. Made by hand, it
+    The annotation `traced_tasks.TracedBackgroundTasks` gives a handler the queue of its request. A queue made by hand
     goes where Starlette's goes: `Response(background=...)`.
 
     Args:
-        tasks: Tasks to begin with. A plain one is traced as well, in the context that is current now. A traced one
+        tasks: Tasks to start with. A plain one is traced as well, in the context that is current now. A traced one
             keeps its own options.
-        tracing: How the spans look. Default: `TaskTracing()`.
+        tracing: The options. Default: `TaskTracing()`.
 
     Raises:
         TypeError: `tracing` is not a `TaskTracing`.
@@ -178,11 +178,11 @@ class TracedBackgroundTasks(BackgroundTasks):
         self.tasks.append(task)
 
     def with_options(self, **changes: Unpack[TaskOptionsDict]) -> Self:
-        """Return a view on the same queue, with the same list, whose tasks are traced with other options.
+        """Return a view on the same queue and the same list. Tasks added through it have other options.
 
         Args:
-            **changes: Options of `TaskTracing`. `attributes` are merged with the queue's, `links` appended to them,
-                everything else replaces.
+            **changes: Options of `TaskTracing`. `attributes` are merged with the queue's, and `links` are appended to
+                the queue's. Every other option replaces the queue's.
 
         Raises:
             pydantic.ValidationError: An option is unknown or its value is of the wrong type.

@@ -11,16 +11,16 @@ from traced_tasks._options import TaskOptions, TaskOptionsDict
 
 
 class TaskTracing(TaskOptions, _foreign.Depends, frozen=True):
-    """How background tasks are traced: the options, and a FastAPI dependency with them.
+    """The options for tracing background tasks. It is also a FastAPI dependency.
 
-    A route's own way, as an annotation for its parameter:
+    Give a route its own options by the annotation of its parameter:
 
     ```python
     LinkedTasks = Annotated[TracedBackgroundTasks, TaskTracing(propagation_style="link")]
     ```
 
     Raises:
-        TypeError: An option is not given by its name.
+        TypeError: An option was given without its name.
         pydantic.ValidationError: An option is unknown or its value is of the wrong type.
     """
 

@@ -1,4 +1,4 @@
-"""A task that never ran, and how to tell of it from wherever that is noticed.
+"""Reports a task that never ran, from wherever that is noticed.
 
 Rule 1: A loss is reported at once, by whoever notices it.
 

@@ -1,4 +1,4 @@
-"""What a task's function and a failure are called."""
+"""The names of a task's function and of a failure."""
 
 from contextlib import suppress
 from functools import partial

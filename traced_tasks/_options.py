@@ -1,4 +1,4 @@
-"""What can be chosen about a task."""
+"""The options of a task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypedDict
@@ -86,56 +86,56 @@ class TaskOptions(
     """How a background task is traced: frozen, hashable, and strict about names and types."""
 
     propagation_style: PropagationStyle = "child"
-    """Where the span belongs, seen from the span that was current at `add_task`.
+    """How the task's span relates to the span that was current at `add_task`.
 
-    `"child"`: in the same trace, as its child. `"link"`: in a trace of its own, whose root has a span link to it.
-    `"none"`: in a trace of its own, without a link. Baggage and all other values of the captured context are kept in
-    all three. The term and its values are those of OpenTelemetry's ActiveJob and Sidekiq instrumentations."""
+    `"child"`: it is a child of that span, in the same trace. `"link"`: it is the root of a new trace, with a span link
+    to that span. `"none"`: it is the root of a new trace, without a link. All three keep baggage and every other value
+    of the context. The term and its values are those of OpenTelemetry's ActiveJob and Sidekiq instrumentations."""
 
     span_name: str | None = None
     """The name of the span. `None`: `background_task {function}`."""
 
     span_kind: SpanKind | None = None
-    """The kind of the span. `None`: `INTERNAL` for `"child"`, `CONSUMER` for the others. A hand-over is `PRODUCER`."""
+    """The kind of the span. `None`: `INTERNAL` for `"child"`, else `CONSUMER`. A hand-over is always `PRODUCER`."""
 
     attributes: Attributes = {}
-    """Attributes for the span, on top of (and, on the same key, instead of) those that are always there."""
+    """Attributes to add to the span. On the same key they replace the span's own."""
 
     links: Links = ()
-    """Span links, next to the one that `propagation_style="link"` makes."""
+    """Span links to add to the span. `propagation_style="link"` makes one more."""
 
     record_exception: bool = True
-    """Whether the exception of a failing task is recorded.
+    """Whether to record the exception of a failing task.
 
-    `False`: neither its message nor its stack trace leaves the process, only its class, as `error.type`."""
+    `False`: only its class leaves the process, as `error.type`. Its message and its stack trace do not."""
 
     on_error: OnError = "stop"
-    """What a failure of the task means for those behind it in the queue.
+    """What happens to the tasks behind it in the queue when the task fails.
 
-    `"stop"`, as in Starlette: they are skipped. `"continue"`: they run, and after the queue one `ExceptionGroup`
-    carries all failures in order. A cancellation always stops."""
+    `"stop"`, as in Starlette: they are skipped. `"continue"`: they run, and when the queue has ended, one
+    `ExceptionGroup` carries all failures in order. A cancellation always ends the queue."""
 
     task_hook: TaskHook | None = None
-    """Called in the task's thread with the span that has started and the task, to take attributes from its `args` and
-    `kwargs`. Also for the span of a task that was lost. Its error is logged and harms nothing."""
+    """Called with the span, once it has started, and the task, in the task's thread: for attributes from `task.args`
+    and `task.kwargs`. Also called for the span of a lost task. An error in it is logged and harms nothing."""
 
     context_variables: bool = False
     """Whether the task sees every context variable (structlog's, loguru's, the application's) as it was at `add_task`.
 
-    `False`: as in Starlette, where nothing is left of what a `def` handler has set. `True`: all but what the event
-    loop's libraries keep for themselves. They are back to what they were when the task ends."""
+    `False`, as in Starlette: what a `def` handler has set is gone. `True`: the task sees all but those that the event
+    loop's libraries keep for themselves. When the task ends, they are what they were before."""
 
     broker: Broker | None = None
-    """The Taskiq broker, Celery app or Dramatiq broker to whose workers its tasks are handed over.
+    """A Taskiq broker, a Celery app or a Dramatiq broker. Its tasks are handed over to its workers.
 
-    That is, those that are tasks of this very broker, given as the task itself or as its `kiq`, `delay` or `send`.
-    Every other function runs in this process."""
+    These are the tasks of this very broker. Give `add_task` the task itself, or its `kiq`, `delay` or `send`. Every
+    other function runs in this process."""
 
     tracer_provider: TracerProvider | None = None
-    """The provider of the tracer. `None`: OpenTelemetry's global one, as it is when the task starts."""
+    """Where the tracer comes from. `None`: OpenTelemetry's global provider, looked up when the task starts."""
 
     meter_provider: MeterProvider | None = None
-    """The provider of the meter. `None`: OpenTelemetry's global one, as it is at `add_task`."""
+    """Where the meter comes from. `None`: OpenTelemetry's global provider, looked up in `add_task`."""
 
     if not TYPE_CHECKING:
 

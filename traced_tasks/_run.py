@@ -1,9 +1,9 @@
-"""One run of a task: from where its function starts to where that ends.
+"""One run of a task: from the start of its function to its end.
 
-Rule 1: A run begins in the thread that calls the function, right before the call. Until then the task waits. One that
-took place in another process is told of afterwards, with what is known of its start.
+Rule 1: A run begins in the thread that calls the function, right before the call. Until then the task waits. A run in
+another process is reported afterwards, with what is known of its start.
 
-Rule 2: It ends where the function ends, whoever has stopped waiting for that by then.
+Rule 2: It ends where the function ends, even if nobody waits for that any longer.
 
 Rule 3: It ends outside of the `except` that caught what the function raised. What an exporter, a hook or a log handler
 raises, records or logs inside of it would carry the function's exception along, as its `__context__`.

@@ -1,4 +1,4 @@
-"""What is told of a task: its span, the exception that ended it, the lines of the logger `traced_tasks`."""
+"""What is recorded of a task: its span, the exception that ended it, the lines of the logger `traced_tasks`."""
 
 import logging
 import os

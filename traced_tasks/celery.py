@@ -27,18 +27,18 @@ __all__ = ["trace_tasks"]
 def trace_tasks(app: Celery, *, tracing: TaskTracing | None = None) -> None:
     """Give each task that a worker of an app runs a span of its own.
 
-    Called where the app is made, in the application's process as well:
+    Call it where the app is made, in the application's process too:
 
     ```python
     app = Celery("shop", broker="redis://localhost")
     trace_tasks(app)
     ```
 
-    Where opentelemetry-instrumentation-celery is active as well, the span is that one's. Called once more for an app,
-    it replaces the options.
+    If opentelemetry-instrumentation-celery is active as well, it makes the span. A second call for an app replaces the
+    options.
 
     Args:
-        app: The app. Tasks of others are left alone.
+        app: The app. Tasks of other apps are left alone.
         tracing: The worker's own options: `attributes`, `task_hook`, `record_exception`, `span_kind`, the providers. On
             the same key, what came with the message wins. Default: `TaskTracing()`.
 

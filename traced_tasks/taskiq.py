@@ -27,7 +27,7 @@ class TracedTasksMiddleware(TaskiqMiddleware):
     broker = RedisStreamBroker("redis://localhost").with_middlewares(TracedTasksMiddleware())
     ```
 
-    Where Taskiq's `OpenTelemetryMiddleware` is among the broker's middlewares as well, the span is that one's.
+    If the broker has Taskiq's `OpenTelemetryMiddleware` as well, that one makes the span.
 
     Args:
         tracing: The worker's own options: `attributes`, `task_hook`, `record_exception`, `span_kind`, the providers. On

@@ -1,4 +1,4 @@
-"""What became of background tasks, for the tests of an application.
+"""Record background tasks, and what became of them, in the tests of an application.
 
 ```python
 from traced_tasks.testing import record_tasks
@@ -14,8 +14,8 @@ may be imported before: PYTEST_DONT_REWRITE.)
 
 Rule 1: A task that nobody records pays nothing. The hooks are put in while somebody records, or a recorded task runs.
 
-Rule 2: A record hangs on its task, and no task on a record, for a reference to a task keeps it from being dropped. What
-was given to a task may refer to its queue, so while garbage is collected the record of a task that waits lets go of it.
+Rule 2: A task refers to its record, and no record to its task, because that would keep the task from being dropped. The
+arguments of a task may refer to its queue, so the record of a waiting task lets go of them while garbage is collected.
 """
 
 import gc
@@ -60,32 +60,32 @@ class RecordedTask:
     """Its keyword arguments."""
 
     function: str
-    """The name of its function, as `code.function.name` has it."""
+    """The name of its function, as in `code.function.name`."""
 
     tracing: TaskOptions
-    """How it is traced: the options of its route, and those of `with_options`."""
+    """Its options: those of its route, changed by `with_options`."""
 
     context: Context
-    """OpenTelemetry's context, as it was captured."""
+    """OpenTelemetry's context that it runs in."""
 
     outcome: Outcome | None = None
     """What became of it. `None`: it waits, or runs.
 
-    `"completed"`, or `"failed"` if its function raised. `"held"`: it was not to be run. All others are losses, named as
-    the `error.type` of their spans. Of a task that an engine's workers are to run, it is that of the hand-over; of one
-    that runs more than once, that of its last run."""
+    `"completed"`; `"failed"` if its function raised; `"held"` if it was not meant to run. All others are losses, named
+    like the `error.type` of their spans. A task for an engine's workers has the outcome of its hand-over, one that runs
+    more than once that of its last run."""
 
     exception: BaseException | None = None
-    """What its function raised, or its hand-over."""
+    """What its function or its hand-over raised."""
 
     reason: str | None = None
     """Why it was lost."""
 
     queue_duration: float | None = None
-    """How long it waited, in seconds. `None`, if its function was not called."""
+    """How long it waited, in seconds. `None` if its function was not called."""
 
     duration: float | None = None
-    """How long it ran, in seconds. `None`, as long as it has not ended."""
+    """How long it ran, in seconds. `None` until it has ended."""
 
     def __repr__(self) -> str:
         given = [
@@ -110,12 +110,12 @@ class RecordedTasks(Sequence[RecordedTask]):
         self._entered = False
 
     def of(self, func: Callable[..., Any]) -> list[RecordedTask]:
-        """Return the tasks of a function, also those of a `functools.partial` of it, or of an engine's task made of it.
+        """Return the tasks of a function, of a `functools.partial` of it, and of an engine's task made from it.
 
-        A method that is taken from its class, `Shop.notify`, stands for that of each object.
+        A method taken from its class, `Shop.notify`, finds the tasks of all objects of that class.
 
         Raises:
-            TypeError: `func` is no function.
+            TypeError: `func` cannot be called.
         """
         if not callable(func):
             raise TypeError(f"tasks are found by the function that was given to add_task, not by {func!r}")
@@ -126,8 +126,8 @@ class RecordedTasks(Sequence[RecordedTask]):
         """Return the one task of a function.
 
         Raises:
-            AssertionError: There is none, or more than one. It lists what there was.
-            TypeError: `func` is no function.
+            AssertionError: There is none, or more than one. The message lists what there was.
+            TypeError: `func` cannot be called.
         """
         __tracebackhide__ = True  # pytest shows the line of the test
         found = self.of(func)
@@ -138,7 +138,7 @@ class RecordedTasks(Sequence[RecordedTask]):
         raise AssertionError(f"{len(found) or 'no'} tasks of {name} were added, not one. There was:{there_was}")
 
     def flush(self) -> None:
-        """Report now what was dropped and not yet reported, also what only the next garbage collection would find."""
+        """Report dropped tasks now, also those that only the next garbage collection would find."""
         _hooks.flush(tuple(self._records))
 
     @overload
@@ -200,16 +200,16 @@ class RecordedTasks(Sequence[RecordedTask]):
 
 
 def record_tasks(*, held: bool = False, allow_lost: bool = False) -> RecordedTasks:
-    """Record the background tasks of a `with` block: all of the process, of any route, thread and event loop.
+    """Record the background tasks added in a `with` block, by any route, thread and event loop of the process.
 
-    At its end, what was dropped is reported. It needs no SDK, and leaves the providers alone.
+    At the end of the block, dropped tasks are reported. It needs no SDK, and leaves the providers alone.
 
     Args:
-        held: `True`: tasks are recorded, and not run.
-        allow_lost: `False`: it is an error if a task was lost.
+        held: `True`: tasks are recorded and do not run.
+        allow_lost: `False`: a lost task is an error.
 
     Raises:
-        AssertionError: At the end of the block, a task was lost, or still waits. An exception of the block goes first.
+        AssertionError: At the end of the block a task was lost or still waits. An exception of the block goes first.
         RuntimeError: The block is entered or left twice.
     """
     return RecordedTasks(held=held, allow_lost=allow_lost)
@@ -229,7 +229,7 @@ with suppress(ImportError):
 
     @pytest.fixture
     def recorded_tasks(request: pytest.FixtureRequest) -> Generator[RecordedTasks]:
-        """Record the background tasks of a test, as `record_tasks()` does. `held` and `allow_lost` can be set on it."""
+        """Record the background tasks of a test, as `record_tasks()` does. `held` and `allow_lost` can be set."""
         with suppress(_FailedError), record_tasks() as tasks:
             yield tasks
             if request.node.stash.get(_raised, False):

@@ -1,4 +1,4 @@
-"""What has not ended yet: the tasks of this process that wait or run, and a report of them when it is told to stop.
+"""The tasks of this process that wait or run, and a report of them when the process is told to stop.
 
 Rule 1: A signal's handler interrupts code that may hold any lock. It logs nothing and starts no thread. It puts a word
 into a queue, for a thread that waits for one already.
@@ -38,28 +38,28 @@ _logger = logging.getLogger("traced_tasks")
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedTask:
-    """A background task that waits or runs."""
+    """A background task that still waits or runs."""
 
     function: str
-    """Its function, as `code.function.name` has it."""
+    """The name of its function, as in `code.function.name`."""
 
     state: Literal["waiting", "running"]
-    """Whether its function has been called."""
+    """`"running"` once its function has been called."""
 
     seconds: float
-    """For how long: since `add_task`, or since its start."""
+    """How long it has waited, since `add_task`, or how long it has run, since its start."""
 
     trace_id: str | None
-    """32 hex digits: of its span while it runs, else, or without a provider, of the one that was current at `add_task`.
+    """While it runs, that of its span. Otherwise, or without a provider, that of the span current at `add_task`.
 
-    `None` without one."""
+    32 hex digits, or `None` if there is no span."""
 
 
 def unfinished_tasks() -> list[UnfinishedTask]:
-    """Return the tasks of this process that are waiting or running, oldest first, that is, in the order of `add_task`.
+    """Return the tasks of this process that wait or run, in the order of `add_task`, the oldest first.
 
-    It costs nothing until it is called. Then it looks through the objects of the process, and if a task seems to wait,
-    it collects garbage first: a task that an unhandled exception has left behind is lost, and not waiting.
+    It costs nothing until you call it. Then it asks the garbage collector for the tasks. If one seems to wait, it
+    collects garbage first, because a task that an unhandled exception has left behind is lost and does not wait.
     """
     found = look()
     if any(task.state == "waiting" for task in found):
@@ -117,9 +117,9 @@ _forks: list[float] = []  # when this process was forked off: what ran then runs
 
 @contextmanager
 def report_unfinished_tasks() -> Generator[None]:
-    """Report, in the log, the tasks that a stop of the process finds waiting or running.
+    """Log the tasks that still wait or run when the process is told to stop.
 
-    Around the `yield` of a lifespan:
+    Put it around the `yield` of a lifespan:
 
     ```python
     @asynccontextmanager
@@ -128,13 +128,12 @@ def report_unfinished_tasks() -> Generator[None]:
             yield
     ```
 
-    On SIGTERM and SIGINT there is a warning of the logger `traced_tasks` with the signal, the number of tasks that run
-    and that wait (as `extra` too: `background_task.running`, `background_task.waiting`), and the name, state and
-    seconds of the oldest 20. Then the server's own handler is called, as without this. When the tasks have ended, a
-    line (`INFO`) says so. If some are unfinished when the block ends, with or without a signal, a warning says which.
-
-    It has no effect outside of the main thread, on a signal that is ignored, inside of another such block, and on a
-    second signal.
+    On SIGTERM and SIGINT the logger `traced_tasks` writes a warning. It has the signal, the numbers of tasks that run
+    and that wait (as `extra` too: `background_task.running`, `background_task.waiting`), and the oldest 20 tasks, each
+    with its state and seconds. Then the server's own handler is called, as it is without this. When the tasks have
+    ended, an `INFO` line says so. If some are unfinished when the block ends, with or without a signal, a warning names
+    them. It does nothing outside of the main thread, inside of another such block, on a signal that is ignored, and on
+    a second signal.
     """
     if current_thread() is not main_thread() or _reports:
         yield

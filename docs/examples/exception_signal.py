@@ -36,7 +36,7 @@ logger_provider = LoggerProvider()
 logger_provider.add_log_record_processor(SimpleLogRecordProcessor(logs))
 set_logger_provider(logger_provider)
 
-app = FastAPI(telemetry={"tracing": False, "logs": False})
+app = FastAPI(telemetry={"tracing": False, "logs": False})  # (1)!
 
 
 def charge(card: str) -> None:

@@ -30,15 +30,15 @@ logger_provider.add_log_record_processor(
     SimpleLogRecordProcessor(ConsoleLogRecordExporter(formatter=show))
 )
 set_logger_provider(logger_provider)
-LoggingInstrumentor().instrument()  # after set_logger_provider
-logging.getLogger().setLevel(logging.INFO)
+LoggingInstrumentor().instrument()  # (1)!
+logging.getLogger().setLevel(logging.INFO)  # (2)!
 
-app = FastAPI(telemetry={"logs": False})
+app = FastAPI(telemetry={"logs": False})  # (3)!
 logger = logging.getLogger("shop")
 
 
 def charge(order: int) -> None:
-    logger.info("charging", extra={"shop.order": order})
+    logger.info("charging", extra={"shop.order": order})  # (4)!
     if order == 0:
         raise ValueError("there is no order 0")
 

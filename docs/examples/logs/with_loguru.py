@@ -22,7 +22,7 @@ def add_trace_id(record: "Record") -> None:
     record["extra"]["trace_id"] = trace.format_trace_id(context.trace_id)
 
 
-class Loguru(logging.Handler):
+class Loguru(logging.Handler):  # (1)!
     def emit(self, record: logging.LogRecord) -> None:
         to = logger.opt(exception=record.exc_info)
         to.log(record.levelname, record.getMessage())

@@ -35,7 +35,7 @@ for_all: list[Processor] = [
 handler = logging.StreamHandler()
 handler.setFormatter(
     ProcessorFormatter(
-        foreign_pre_chain=[*for_all, ExtraAdder()],
+        foreign_pre_chain=[*for_all, ExtraAdder()],  # (1)!
         processors=[
             ProcessorFormatter.remove_processors_meta,
             structlog.processors.JSONRenderer(),

@@ -9,7 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from traced_tasks import TracedBackgroundTasks
 
-engine = create_engine(
+engine = create_engine(  # (1)!
     "sqlite:///shop.db", pool_size=1, max_overflow=0, pool_timeout=0.5
 )
 tracer = trace.get_tracer("shop")
