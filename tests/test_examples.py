@@ -1,5 +1,6 @@
 """The programs that the documentation quotes do what its pages say."""
 
+import ast
 import gc
 import importlib.util
 import json
@@ -9,18 +10,24 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import anyio
 import httpx
 import pytest
-from fastapi import BackgroundTasks, FastAPI, HTTPException
+import sqlalchemy.exc
+import sqlalchemy.orm.exc
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
+from fastapi import Response as FastAPIResponse
+from fastapi.exceptions import FastAPIError
+from fastapi.params import Depends as DependsParameter
 from httpx import ASGITransport, AsyncClient, Response
 from opentelemetry import _logs, metrics, propagate, trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
@@ -28,16 +35,18 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.sampling import DEFAULT_ON
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, DEFAULT_ON
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode
 from pydantic import ValidationError
+from starlette.background import BackgroundTask
 from starlette.types import ASGIApp, Message
 
 from tests.backends.receiver import receive_http
 from tests.conftest import Spans, is_child, scope
 from traced_tasks import TaskTracing
+from traced_tasks import TracedBackgroundTasks as TracedAnnotation
 from traced_tasks._background import TracedBackgroundTasks
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -88,7 +97,7 @@ def tree(spans: list[ReadableSpan]) -> str:
             branch = "" if parent is None else "└─ " if last else "├─ "
             maker = scope(span).replace("opentelemetry.instrumentation.fastapi", "FastAPIInstrumentor")
             links = "".join(f", link to {names[link.context.span_id]}" for link in span.links)
-            lines.append(f"{above + branch + span.name:<33}{maker}{links}\n")
+            lines.append(f"{above + branch + span.name + ' ':<33}{maker}{links}\n")
             draw(span.context.span_id, above + ("" if parent is None else "   " if last else "│  "))
 
     draw(None, "")
@@ -96,13 +105,13 @@ def tree(spans: list[ReadableSpan]) -> str:
 
 
 @contextmanager
-def serve(name: str, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def serve(name: str, *options: str, stdout: int = subprocess.DEVNULL) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """Run an example by uvicorn, as a process of its own."""
     path = EXAMPLES / f"{name}.py"
     with subprocess.Popen(
         [sys.executable, "-B", "-m", "uvicorn", f"{path.stem}:app", "--port", "0", *options],
         cwd=path.parent,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     ) as server:
@@ -118,6 +127,13 @@ async def all_is_let_go() -> None:
     """Wait until a worker thread has forgotten its last job, and then until the garbage is collected."""
     await anyio.to_thread.run_sync(print, "")
     gc.collect()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    with anyio.fail_after(20):
+        while not is_so():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
 
 
 def untimed(text: str) -> str:
@@ -346,11 +362,11 @@ async def test_fastapi_provider() -> None:
 
 
 def test_options_on_the_page() -> None:
-    """Each option has its line in the tables of the page and of the README."""
+    """Each option has its line in the tables of the page and of the README, and its entry in the API."""
+    options = list(TaskTracing.model_fields)
     for page in (DOCS / "options.md", DOCS.parent / "README.md"):
-        assert re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)[: len(TaskTracing.model_fields)] == list(
-            TaskTracing.model_fields
-        )
+        assert re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)[: len(options)] == options
+    assert re.findall(r"^ {8}- (\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE) == options
 
 
 @pytest.mark.parametrize("options", [{"on_error": "retry"}, {"task_hook": "tell_order"}, {"meter_provider": "console"}])
@@ -487,6 +503,72 @@ async def test_refused_coroutine() -> None:
         TracedBackgroundTasks().add_task(notify(42))  # type: ignore[arg-type]
 
     assert f"{refused.value}\n" == (EXAMPLES / "refused.txt").read_text()
+
+
+# logs.md
+
+
+def printed(name: str, *paths: str) -> str:
+    """What an example prints when each of the paths is requested, by `POST`."""
+    program = (
+        "import logging, sys\n"
+        f"from {Path(name).name} import app\n"
+        "from fastapi.testclient import TestClient\n"
+        "for client in 'httpx', 'httpx2': logging.getLogger(client).disabled = True\n"
+        "client = TestClient(app, raise_server_exceptions=False)\n"
+        "for path in sys.argv[1:]: client.post(path)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-B", "-W", "error", "-c", program, *paths],
+        cwd=(EXAMPLES / name).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    return run.stdout
+
+
+def without_ids(log: str) -> str:
+    """A log in which every failure took as long, and each id is the number of its first line."""
+    ids = list(dict.fromkeys(re.findall(r"\b(?:[0-9a-f]{32}|[0-9a-f]{16})\b", log)))
+    for number, each in enumerate(ids):
+        log = log.replace(each, f"id {number}")
+    return untimed(log)
+
+
+def shown_log(name: str) -> str:
+    return without_ids((EXAMPLES / f"logs/{name}.txt").read_text())
+
+
+def test_trace_ids() -> None:
+    """A filter gives the lines of the handler, of the task and of its failure one trace id, and those two one span."""
+    assert without_ids(printed("logs/trace_ids", "/orders/0")) == shown_log("trace_ids")
+
+
+def test_exported() -> None:
+    """Exported, the lines of a task and of its failure have the trace id, and what was `extra` as attributes."""
+    assert without_ids(printed("logs/exported", "/orders/0")) == shown_log("exported")
+
+
+def test_with_structlog() -> None:
+    """What a `def` handler binds is on the lines of its task with `context_variables`, and on no other's."""
+    assert without_ids(printed("logs/with_structlog", "/orders/0", "/plain/7")) == shown_log("with_structlog")
+
+
+def test_with_loguru() -> None:
+    """In a block of `contextualize` a task with `context_variables` is given what is there, and no other is."""
+    assert without_ids(printed("logs/with_loguru", "/orders/0", "/plain/7")) == shown_log("with_loguru")
+
+
+def test_routed() -> None:
+    """The lines go where the set-up says, in JSON, and those that it leaves out do not come."""
+    assert without_ids(printed("logs/routed", "/orders/7")) == shown_log("routed")
+
+
+def test_logs_without_a_set_up() -> None:
+    """Where nobody has set up logging, Python prints the bare warnings."""
+    assert untimed(printed("lost/earlier_failed", "/orders/7")) == shown("earlier_failed")
 
 
 # deployment.md
@@ -995,3 +1077,449 @@ async def test_neighbours_that_are_absent(spans: Spans) -> None:
     assert [(span.name, span.parent, list(span.links)) for span in spans()] == [
         ("background_task notify", None, [])
     ] * 2
+
+
+# troubleshooting.md
+
+TROUBLESHOOTING = DOCS / "troubleshooting.md"
+
+
+@pytest.mark.parametrize(
+    ("setup", "printed", "shown_as"),
+    [
+        (None, "NonRecordingSpan(SpanContext(trace_id=0x00000000", "NonRecordingSpan(SpanContext(trace_id=0x00000000"),
+        (ALWAYS_ON, '_Span(name="background_task notify"', '_Span(name="background_task notify"'),
+        (ALWAYS_OFF, "NonRecordingSpan(SpanContext(trace_id=", "NonRecordingSpan("),
+        ("fastapi", '_Span(name="fastapi.endpoint"', '_Span(name="fastapi.endpoint"'),
+        ("contrib", '_Span(name="POST /checkout"', "another span of the request"),
+    ],
+)
+async def test_two_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setup: Any, printed: str, shown_as: str
+) -> None:
+    """The two lines tell whether there is no provider, another one than the global one, no sampling, or a span."""
+    provider = TracerProvider(None if isinstance(setup, str) else setup)
+    app = FastAPI(telemetry={"tracer_provider": provider} if setup == "fastapi" else {})
+    app.include_router(load("troubleshooting/two_prints").app.router)
+    if setup in (ALWAYS_ON, ALWAYS_OFF):
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+
+    if setup == "contrib":
+        FastAPIInstrumentor.instrument_app(app, tracer_provider=provider)
+    try:
+        await send(app, "POST /checkout")
+    finally:
+        if setup == "contrib":
+            FastAPIInstrumentor.uninstrument_app(app)
+
+    queue, span = capsys.readouterr().out.splitlines()
+    assert queue == "<class 'traced_tasks._background.TracedBackgroundTasks'>"
+    assert span.startswith(printed)
+    if setup is ALWAYS_OFF:
+        assert "0x00000000" not in span
+        assert "trace_flags=0x02" in span
+    assert shown_as in TROUBLESHOOTING.read_text()
+    assert queue in TROUBLESHOOTING.read_text()
+    provider.shutdown()
+
+
+async def test_two_prints_of_a_parent_that_is_not_sampled(spans: Spans, capsys: pytest.CaptureFixture[str]) -> None:
+    """If the client has not sampled the trace, the task's span has its id and is not recorded."""
+    spans.provider.sampler = DEFAULT_ON
+
+    with trace.use_span(NonRecordingSpan(SpanContext(1, 1, is_remote=True))):
+        await send(load("troubleshooting/two_prints").app, "POST /checkout")
+
+    span = capsys.readouterr().out.splitlines()[1]
+    assert span.startswith("NonRecordingSpan(SpanContext(trace_id=0x00000000000000000000000000000001")
+    assert re.search("trace_flags=0x0[02]", span)
+
+
+async def test_not_opted_in() -> None:
+    """The queue is FastAPI's under its own annotation, beside an option that is no call, and behind a mount."""
+    app = load("troubleshooting/not_opted_in").app
+
+    queues = {path: (await send(app, f"POST {path}")).json() for path in ("/plain", "/no-call", "/traced/mounted/")}
+    assert set(queues.values()) == {"fastapi.background"}
+    assert (await send(app, "POST /right")).json() == "traced_tasks._background"
+
+
+async def test_not_opted_in_by_a_response(spans: Spans) -> None:
+    """A plain task of a response has no span of ours, whatever the dependencies of the application are."""
+    app = FastAPI(dependencies=[Depends(TaskTracing())])
+    notified: list[int] = []
+
+    @app.post("/checkout")
+    async def checkout() -> FastAPIResponse:
+        return FastAPIResponse(background=BackgroundTask(notified.append, 42))
+
+    await send(app, "POST /checkout")
+
+    assert notified == [42]
+    assert spans.tasks() == []
+
+
+async def test_not_opted_in_by_a_helper() -> None:
+    """What `get_type_hints` leaves of the annotation is a bare class, which FastAPI answers with a queue of its own."""
+
+    class Orders:
+        tasks: TracedAnnotation
+
+    async def checkout(tasks: Any) -> str:
+        return str(type(tasks).__module__)
+
+    bare = FastAPI()
+    checkout.__annotations__["tasks"] = get_type_hints(Orders, localns={**globals()})["tasks"]
+    bare.post("/")(checkout)
+    whole = FastAPI(dependencies=[Depends(TaskTracing())])
+    whole.post("/")(checkout)
+
+    assert (await send(bare, "POST /")).json() == "fastapi.background"
+    assert (await send(whole, "POST /")).json() == "traced_tasks._background"
+
+
+def test_provider_that_is_set_twice() -> None:
+    """The SDK says what the page shows, and keeps the first one."""
+    program = (
+        "from opentelemetry import trace\n"
+        "from opentelemetry.sdk.trace import TracerProvider\n"
+        "first = TracerProvider()\n"
+        "trace.set_tracer_provider(first)\n"
+        "trace.set_tracer_provider(TracerProvider())\n"
+        "assert trace.get_tracer_provider() is first\n"
+    )
+
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert run.stderr == "Overriding of current TracerProvider is not allowed\n"
+    assert run.stderr in TROUBLESHOOTING.read_text()
+
+
+@pytest.mark.parametrize(
+    ("delay", "stop", "printed"), [("5000", "kill", False), ("5000", "terminate", True), ("50", "kill", True)]
+)
+def test_batch(monkeypatch: pytest.MonkeyPatch, delay: str, stop: str, printed: bool) -> None:
+    """A process that is killed takes the last batch along; its end, or a short delay, exports it."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", delay)
+    with serve("troubleshooting/batch", stdout=subprocess.PIPE) as (url, server):
+        httpx.post(f"{url}/checkout")
+        assert server.stdout
+        if delay == "50":
+            assert any('"name": "background_task notify"' in line for line in server.stdout)
+        getattr(server, stop)()
+        output = server.communicate()[0]
+
+    if delay != "50":
+        assert ('"name": "background_task notify"' in output) is printed
+
+
+@pytest.mark.parametrize("path", ["by-hand", "task-in-task", "in-plain-queue"])
+async def test_twice(spans: Spans, path: str) -> None:
+    """The code makes two spans of a task in each of the ways that the page shows."""
+    await send(load("troubleshooting/twice").app, f"POST /{path}")
+
+    assert tree(spans()) == (EXAMPLES / "troubleshooting" / f"{path}.txt").read_text()
+
+
+def test_response_field() -> None:
+    """FastAPI refuses a task where the queue is meant, with the message that the page shows."""
+    with pytest.raises(FastAPIError) as refused:
+        load("troubleshooting/response_field")
+
+    assert str(refused.value).startswith((EXAMPLES / "troubleshooting" / "response_field.txt").read_text().strip())
+
+
+@pytest.mark.parametrize(
+    "annotations", [{"tasks": TracedAnnotation | None}, {"tasks": Depends(TaskTracing)}, {"return": TracedAnnotation}]
+)
+def test_response_field_in_other_ways(annotations: dict[str, Any]) -> None:
+    """So it does with an optional queue, a dependency that is not called, and a handler that returns a queue."""
+
+    async def checkout(tasks: Any) -> Any: ...
+
+    if isinstance(annotations.get("tasks"), DependsParameter):
+        annotations = {"tasks": Annotated[BackgroundTasks, annotations["tasks"]]}
+    checkout.__annotations__ = {"tasks": TracedAnnotation, **annotations}
+
+    with pytest.raises(FastAPIError, match="Invalid args for response field"):
+        FastAPI().post("/checkout")(checkout)
+
+
+async def test_options_as_a_body() -> None:
+    """The class of the options as an annotation is a body, which a request does not have."""
+    app = FastAPI()
+
+    @app.post("/checkout")
+    async def checkout(tasks: TaskTracing) -> None: ...
+
+    assert (await send(app, "POST /checkout")).status_code == 422
+
+
+def messages(path: Path) -> Iterator[str]:
+    """The texts of a module that somebody reads: its strings, but for docstrings and what `--help` says."""
+    program = ast.parse(path.read_text())
+    others: set[ast.AST] = set()
+    for node in ast.walk(program):
+        match node:
+            case ast.Expr() | ast.keyword(arg="help") | ast.Assign(targets=[ast.Name("_DESCRIPTION" | "_EPILOG")]):
+                others.add(node.value)
+            case ast.JoinedStr():
+                others.update(node.values)
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "%s" for part in node.values)
+            case ast.Constant(value=str(text)) if node not in others:
+                yield text
+            case _:
+                pass
+
+
+def test_every_message_is_found() -> None:
+    """Somebody who searches these pages for the beginning of a message of the package finds it."""
+    pages = [*DOCS.glob("*.md"), *EXAMPLES.glob("**/*.txt")]
+    text = re.sub(r"[`\s]+", " ", " ".join(page.read_text() for page in pages))
+    sought: dict[str, str] = {}
+    for path in (DOCS.parent / "traced_tasks").glob("*.py"):
+        for message in messages(path):
+            words = message.replace("`", "").split()[:14]
+            if sum("%" not in word for word in words) >= 3:
+                sought[message] = re.sub(r"%[\d\\.]*[a-z]", ".{1,80}?", re.escape(" ".join(words).strip(" .:,")))
+
+    assert [message for message, pattern in sought.items() if not re.search(pattern, text)] == []
+    assert len(sought) > 50
+
+
+# migration.md
+
+
+@pytest.mark.parametrize("neighbour", ["fastapi", "contrib"])
+async def test_one_route(spans: Spans, capsys: pytest.CaptureFixture[str], neighbour: str) -> None:
+    """Beside each other, a migrated route has our span for its task, and another one has the span that it had."""
+    app = FastAPI(telemetry={"tracing": neighbour == "fastapi"})
+    app.include_router(load("migration/one_route").app.router)
+    if neighbour == "contrib":
+        FastAPIInstrumentor.instrument_app(app)
+    try:
+        await send(app, "POST /orders")
+        await send(app, "POST /checkout")
+    finally:
+        if neighbour == "contrib":
+            FastAPIInstrumentor.uninstrument_app(app)
+
+    before = "fastapi.background_task" if neighbour == "fastapi" else "BackgroundTask notify"
+    names = [span.name for span in spans() if re.search("background.?task", span.name, re.IGNORECASE)]
+    assert names == [before, "background_task notify"]
+    assert capsys.readouterr().out == "mail to user 42\n" * 2
+
+
+async def test_plain_tasks_without_spans_of_operations(spans: Spans) -> None:
+    """Without FastAPI's spans of operations a plain task has none, and a traced one has ours."""
+    app = FastAPI(telemetry={"operation_spans": False})
+    app.include_router(load("migration/one_route").app.router)
+
+    await send(app, "POST /orders")
+    await send(app, "POST /checkout")
+
+    assert [span.name for span in spans()] == ["POST /orders", "POST /checkout", "background_task notify"]
+
+
+@pytest.mark.parametrize("setup", [only_fastapi, only_contrib])
+async def test_table_of_the_migration(spans: Spans, setup: Callable[[ModuleType], FastAPI]) -> None:
+    """The columns of the table are what the spans of the neighbours' program have."""
+    rows = [line.split(" | ") for line in (DOCS / "migration.md").read_text().splitlines() if line.startswith("| ")]
+    column = 1 if setup is only_fastapi else 2
+    table = {cells[0].strip("| "): (cells[column], cells[3]) for cells in rows if len(cells) == 4}
+    example: Any = load("neighbours")
+
+    async def notify(user_id: int) -> None:
+        raise ValueError("no such user")
+
+    app = setup(example)
+    try:
+        await send(app, "POST /plain")
+        await send(app, "POST /traced")
+        example.notify = notify
+        for route in ("plain", "traced"):
+            with pytest.raises(ValueError, match="no such user"):
+                await send(app, f"POST /{route}")
+    finally:
+        if setup is only_contrib:
+            FastAPIInstrumentor.uninstrument_app(app)
+
+    names = {span.context.span_id: span.name for span in spans()}
+    tasks = [span for span in spans() if re.search("background.?task", span.name, re.IGNORECASE)]
+    for position, (task, failed) in enumerate(zip(tasks[:2], tasks[2:], strict=True)):
+        assert task.parent is not None
+        assert f"`{task.name}`" in table["name"][position]
+        assert f"`{scope(task)}`" in table["scope"][position]
+        assert f"`{task.kind.name}`" in table["kind"][position]
+        beside = "beside FastAPI's own " if setup is only_fastapi else "beside contrib "
+        parent = names[task.parent.span_id]
+        parent = "the request" if parent.startswith("POST ") else f"`{parent}`"
+        assert (beside * position) + parent in table["parent"][position]
+        attributes = ", ".join(f"`{name}`" for name in task.attributes or {}) or "none"
+        assert attributes == table["attributes"][position].strip(" |")
+        failure = table["a failure"][position]
+        assert failed.status.status_code is StatusCode.ERROR
+        assert (failed.status.description is not None) is ("with the message" in failure)
+        assert [event.name for event in failed.events] == ["exception"] * ("exception" in failure)
+        assert ("error.type" in (failed.attributes or {})) is ("error.type" in failure)
+
+
+@pytest.mark.parametrize("setup", [only_fastapi, only_contrib])
+async def test_wait_for_a_thread(spans: Spans, setup: Callable[[ModuleType], FastAPI]) -> None:
+    """The wait of a `def` task for a thread is in the span of the others, and not in ours."""
+    example: Any = load("neighbours")
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    tokens, limiter.total_tokens = limiter.total_tokens, 1
+    app = setup(example)
+    try:
+        for route in ("plain", "traced"):
+            go_on = threading.Event()
+            example.notify = lambda _, go_on=go_on: go_on.wait(20)
+            async with anyio.create_task_group() as requests:
+                for _ in range(2):
+                    requests.start_soon(send, app, f"POST /{route}")
+                await until(lambda: limiter.statistics().tasks_waiting == 1)
+                go_on.set()
+    finally:
+        limiter.total_tokens = tokens
+        if setup is only_contrib:
+            FastAPIInstrumentor.uninstrument_app(app)
+
+    tasks = [span for span in spans() if re.search("background.?task", span.name, re.IGNORECASE)]
+    assert len(tasks) == 4
+    for (first, second), waits in ((tasks[:2], True), (tasks[2:], False)):
+        assert ((second.start_time or 0) < (first.end_time or 0)) is waits
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_one_place(tmp_path: Path, spans: Spans, capsys: pytest.CaptureFixture[str], back: bool) -> None:
+    """The import decides, for all that is annotated with its name: there, and back."""
+    program = (EXAMPLES / "migration" / "one_place.py").read_text()
+    (line,) = re.findall(r"`(from fastapi import .*)` is the way back", (DOCS / "migration.md").read_text())
+    if back:
+        program = program.replace("from traced_tasks import TracedBackgroundTasks as Tasks", line)
+    (tmp_path / "one_place.py").write_text(program)
+
+    await send(load(str(tmp_path / "one_place")).app, "POST /checkout")
+
+    assert capsys.readouterr().out == "mail to user 42\n"
+    assert len(spans.tasks()) == (0 if back else 1)
+    assert ("traced_tasks" in program) is not back
+
+
+# database-sessions.md
+
+
+@pytest.mark.parametrize("path", ["request", "function"])
+async def test_order(capsys: pytest.CaptureFixture[str], path: str) -> None:
+    """A session of the scope `request` is closed behind the task, one of the scope `function` before."""
+    await send(load("sessions/order").app, f"POST /{path}")
+
+    assert capsys.readouterr().out == (EXAMPLES / "sessions" / f"{path}.txt").read_text()
+
+
+@pytest.mark.parametrize(("path", "reaches"), [("request", True), ("function", False)])
+async def test_order_of_a_failure(path: Any, reaches: bool) -> None:
+    """What a task raises comes out at the `yield` of a dependency of the scope `request`, and of no other."""
+    app, seen = FastAPI(), list[str]()
+
+    def get_session() -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            seen.append(str(error))
+            raise
+
+    def fail() -> None:
+        raise ValueError("of the task")
+
+    @app.post("/", dependencies=[Depends(get_session, scope=path)])
+    async def handler(tasks: TracedAnnotation) -> None:
+        tasks.add_task(fail)
+
+    with pytest.raises(ValueError, match="of the task"):
+        await send(app, "POST /")
+
+    assert seen == ["of the task"] * reaches
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    monkeypatch.chdir(tmp_path)
+    example = load("sessions/pool")
+    yield example
+    example.engine.dispose()
+
+
+@pytest.mark.parametrize("path", ["held", "by-id", "committed"])
+async def test_pool(pool: Any, path: str) -> None:
+    """While a mail is sent, a second request finds no connection, unless each session gave its own back before."""
+
+    @pool.app.post("/committed/{order_id}")  # type: ignore[untyped-decorator]
+    def committed(order_id: int, tasks: TracedAnnotation, session: Annotated[Any, Depends(pool.get_session)]) -> None:
+        session.get_one(pool.Order, order_id)
+        session.commit()
+        tasks.add_task(pool.mail_by_id, order_id)
+
+    mails, go_on = list[str](), threading.Event()
+    refused: list[str] = []
+
+    def send_mail(address: str) -> None:
+        mails.append(address)
+        go_on.wait(20)
+
+    async def request() -> None:
+        try:
+            await send(pool.app, f"POST /{path}/7")
+        except sqlalchemy.exc.TimeoutError as error:
+            refused.append(f"{type(error).__module__}.{type(error).__qualname__}: {error}\n")
+
+    pool.send_mail = send_mail
+    async with anyio.create_task_group() as requests:
+        requests.start_soon(request)
+        await until(lambda: len(mails) == 1)
+        requests.start_soon(request)
+        await until(lambda: len(refused) == 1 or len(mails) == 2)
+        go_on.set()
+
+    told = (EXAMPLES / "sessions" / "exhausted.txt").read_text()
+    assert [each.partition(" (Background on")[0] for each in refused] == [told.rstrip("\n")] * (path == "held")
+
+
+async def test_pool_of_a_detached_object(pool: Any, lost: Lost) -> None:
+    """An object that was expired by a commit cannot be loaded when its session is closed."""
+    with pytest.raises(sqlalchemy.orm.exc.DetachedInstanceError):
+        await send(pool.app, "POST /detached/7")
+
+    assert lost.warnings() == untimed((EXAMPLES / "sessions" / "detached.txt").read_text())
+
+
+@pytest.mark.parametrize("path", ["held", "by-id"])
+async def test_pool_in_spans(pool: Any, spans: Spans, path: str) -> None:
+    """The spans lie as the page shows them: a long session ends behind the task, short ones do not."""
+
+    def shape(text: str) -> list[str]:
+        return [line[:30].rstrip() for line in text.splitlines()]
+
+    shown = EXAMPLES / "sessions" / f"{path}.txt"
+    pool.sleep = lambda _: None
+    await send(pool.app, f"POST /{path}/7")
+
+    assert shape(timeline(spans())) == shape(shown.read_text())
+    sessions = [span for span in spans() if span.name == "session"]
+    (task,) = spans.tasks()
+    assert len(sessions) == (1 if path == "held" else 2)
+    assert [(session.end_time or 0) > (task.end_time or 0) for session in sessions] == [path == "held"] * len(sessions)
+
+
+def timeline(spans: list[ReadableSpan]) -> str:
+    """The spans of a trace, a line each: its name, below that of its parent, and from when to when it lasted."""
+    begin = min(span.start_time or 0 for span in spans)
+    depth: dict[int, int] = {}
+    lines = [f"{'':<30}{'from':>5}{'to':>6}\n"]
+    for span in sorted(spans, key=lambda span: span.start_time or 0):
+        depth[span.context.span_id] = depth[span.parent.span_id] + 1 if span.parent else 0
+        name = "  " * depth[span.context.span_id] + span.name
+        start, end = (((at or 0) - begin) / 1e6 for at in (span.start_time, span.end_time))
+        lines.append(f"{name:<30}{start:>5.0f}{end:>6.0f}\n")
+    return "".join(lines)

@@ -11,7 +11,7 @@ from threading import Event
 _DESCRIPTION = """\
 Tell three stories of background tasks, with real servers and real requests, and draw the recorded spans as timelines.
 checkout: a task makes a slow HTTP call behind the response; with FastAPI's BackgroundTasks, with TracedBackgroundTasks,
-and in the link style. lost: of four tasks the second fails; as in Starlette, where those behind it never run, and with
+and in the link style. lost: of four tasks the second fails; with BackgroundTasks, with TracedBackgroundTasks, and with
 on_error="continue". workers: the task of the checkout runs in a Taskiq worker, a process of its own.
 """
 
@@ -31,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 if the story cannot be told, 1 if nobody listens any longer, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser("python -m traced_tasks", description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("--svg", metavar="FILE", type=Path, help="write the same picture to FILE, as SVG")
+    parser.add_argument(
+        "--svg",
+        metavar="FILE",
+        type=Path,
+        help="write the same picture to FILE, as SVG, and beside story.svg one for small screens, story.narrow.svg",
+    )
     parser.add_argument("--story", choices=["checkout", "lost", "workers"], help="tell this one only")
     parser.add_argument("--serve", action="store_true", help="run the shop of the stories, with its live page")
     options = parser.parse_args(arguments)
@@ -41,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve()
         if svg:
             _check_writable(svg)
+            _check_writable(_narrow(svg))
         return _tell(options.story, svg)
     except ImportError as exc:
         return _stop(f'this needs the extra "demo" ({_missing(exc)}): pip install "traced-tasks[demo]"', 2)
@@ -56,7 +62,7 @@ def _tell(story: str | None, svg: Path | None) -> int:
     from rich.console import Console
 
     from traced_tasks.demo.story import tell
-    from traced_tasks.demo.svg import save_svg
+    from traced_tasks.demo.svg import NARROW, WIDE, save_svg
 
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         # Where the encoding knows little, a name with a question mark is better than none.
@@ -66,8 +72,9 @@ def _tell(story: str | None, svg: Path | None) -> int:
     except SystemExit:  # which is what rich makes of a broken pipe
         return _stop("the output was closed before the story ended", 1)
     if svg:
-        with _named(svg):
-            save_svg(svg, shown)
+        for path, width in (svg, WIDE), (_narrow(svg), NARROW):
+            with _named(path):
+                save_svg(path, shown, width)
     return 0
 
 
@@ -79,6 +86,10 @@ def _serve() -> int:
         print(f"The shop is open: {url}/ (Ctrl-C to close)", flush=True)
         Event().wait()
     return 0
+
+
+def _narrow(svg: Path) -> Path:
+    return svg.with_name(f"{svg.stem}.narrow{svg.suffix}")
 
 
 def _check_writable(path: Path) -> None:

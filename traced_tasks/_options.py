@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Type
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Link, Span, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
-from pydantic import AfterValidator, BaseModel, Field, Strict
+from pydantic import AfterValidator, BaseModel, Strict
 from starlette.background import BackgroundTask
 
 from traced_tasks._engines import engine_of_broker
@@ -98,7 +98,7 @@ class TaskOptions(
     span_kind: SpanKind | None = None
     """The kind of the span. `None`: `INTERNAL` for `"child"`, `CONSUMER` for the others. A hand-over is `PRODUCER`."""
 
-    attributes: Attributes = Field(default_factory=dict)
+    attributes: Attributes = {}
     """Attributes for the span, on top of (and, on the same key, instead of) those that are always there."""
 
     links: Links = ()

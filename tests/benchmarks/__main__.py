@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.benchmarks import handover, imports, instructions, memory, options, requests, tasks, throughput
+from tests.benchmarks import handover, imports, instructions, live, memory, options, requests, tasks, throughput
 from tests.benchmarks.harness import FULL, SHORT, SUBJECT, Effort, Figure, Processes, Rounds, Row, in_process
 
 PACKAGES = (
@@ -54,6 +54,7 @@ def plan(effort: Effort) -> list[Plan]:
         add(partial(options.row, chosen), processes, "options", chosen, rounds // 2)
     for what in handover.ROWS:
         add(partial(handover.row, what), processes, "handover", what, rounds)
+    add(live.row, processes, "live", rounds)
     for call in memory.CALLS:
         add(partial(memory.size_row, call), 1, "memory", call, memory.WAITING)
     add(memory.lengths_row, few, "memory", "lengths", min(memory.LONGEST, 1_000 * rounds), few)

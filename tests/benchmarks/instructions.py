@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from rich.table import Table
 
-from tests.benchmarks import requests, tasks
+from tests.benchmarks import live, requests, tasks
 from tests.benchmarks.harness import SUBJECT, Block
 from tests.benchmarks.tasks import BARE, CONFIGURATIONS, CONTRIB, FASTAPI, PLAIN, configure, peers
 
@@ -25,6 +25,7 @@ TASK = (SUBJECT, PLAIN, BARE, FASTAPI, CONTRIB)
 REQUEST = (SUBJECT, *(peer for peer in requests.APPS if peer != SUBJECT))
 COUNTED = {
     **{name: (CONFIGURATIONS[name].title, TASK) for name in ("tracing", "off", "metrics", "unsampled", "threads")},
+    "live": ("a task, SDK tracing, with the live page", (SUBJECT, live.WITHOUT)),
     "request-off": ("a request, one task, telemetry off", REQUEST),
     "request-tracing": ("a request, one task, SDK tracing and operation_spans", REQUEST),
 }
@@ -73,6 +74,8 @@ async def _block(what: str, peer: str) -> tuple[Block, int]:
     if what.startswith("request"):
         configure(CONFIGURATIONS[what.removeprefix("request-")])
         return requests.block(requests.APPS[peer]), requests.REQUESTS
+    if what == "live":
+        return live.peers()[peer](), live.TASKS
     configure(CONFIGURATIONS[what])
     queue, context = (await peers(CONFIGURATIONS[what]))[peer]
     return tasks.block(queue, CONFIGURATIONS[what].func, context), tasks.TASKS

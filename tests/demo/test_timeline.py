@@ -37,9 +37,32 @@ def line(drawn: str, name: str) -> str:
 
 def test_tree_and_numbers(draw: Draw) -> None:
     """A span's line has its place in the tree, its kind, its start and its duration."""
-    drawn = draw(timeline(REQUEST, GET))
+    drawn = draw(timeline(REQUEST, GET), 100)
     assert line(drawn, "POST /checkout").split()[:7] == ["POST", "/checkout", "server", "0.0", "ms", "150", "ms"]
     assert line(drawn, "GET").split()[:7] == ["└──", "GET", "client", "150", "ms", "600", "ms"]
+
+
+def test_less_room(draw: Draw) -> None:
+    """Below 100 columns a span's kind gives way to its bar."""
+    drawn = draw(timeline(REQUEST, GET), 80)
+    assert "kind" not in drawn
+    assert line(drawn, "GET").split()[:6] == ["└──", "GET", "150", "ms", "600", "ms"]
+
+
+def test_narrow(draw: Draw) -> None:
+    """On a telephone a bar has a line of its own, as wide as there is."""
+    drawn = draw(timeline(REQUEST, GET, answered=300), 44)
+    inner = [text[2:-2] for text in drawn.splitlines()[3:11]]
+    assert inner[:2] == ["0         200        400        600 ms  ", "trace 00000000                          "]
+    assert inner[2:] == [
+        "POST /checkout                    150 ms",
+        "━━━━━━━━        │                       ",
+        "└── GET                           600 ms",
+        "        ━━━━━━━━┿━━━━━━━━━━━━━━━━━━━━━━━",
+        "response at the client            300 ms",
+        "                │                       ",
+    ]
+    assert {len(text) for text in drawn.splitlines()} == {44}
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -121,7 +144,7 @@ def test_worker(draw: Draw) -> None:
         "response at the client",
     ]
     on_the_broker = line(drawn, "on the broker")
-    assert on_the_broker.split()[3:8] == ["waiting", "160", "ms", "240", "ms"]
+    assert on_the_broker.split()[3:7] == ["160", "ms", "240", "ms"]
     assert "┄" in on_the_broker
     assert "━" not in on_the_broker
 
@@ -138,8 +161,8 @@ def test_colour_of_worker() -> None:
     file = io.StringIO()
     console = Console(file=file, width=120, force_terminal=True, color_system="256")
     console.print(timeline(REQUEST, *handed_over(160, 400)))
-    coloured = "".join(re.findall(r"\x1b\[38;5;208m([^\x1b]+)", file.getvalue()))
-    assert re.split("[ ━╺╸]{2,}", coloured.strip()) == ["background_task notify", "in the worker", "GET", ""]
+    coloured = re.findall(r"\x1b\[38;5;208m([^\x1b]+)", file.getvalue())
+    assert [text for text in coloured if text.strip(" ━╺╸")] == ["background_task notify", "in the worker", "GET"]
 
 
 def test_failed(draw: Draw) -> None:
@@ -170,15 +193,39 @@ def test_lost(draw: Draw, encoding: str, bar: str, lost_bar: str) -> None:
     assert ("✗" if encoding == "utf-8" else "x") + " 1 task never ran: update" in drawn
 
 
-def test_logged(draw: Draw) -> None:
-    """What was logged is shown behind the verdict."""
-    logged = Timeline("A title", "A sentence.", spans(REQUEST), 150, ["A warning.", "Another."])
-    assert [text.strip("│ ") for text in draw(logged).splitlines()][-4:-1] == [
-        "",
-        "logged: A warning.",
-        "logged: Another.",
-    ]
-    assert "logged" not in draw(timeline(REQUEST))
+@pytest.mark.parametrize(
+    ("width", "said"),
+    [(80, ["logged:  A warning.", "logged:  Another.", "counted: lost is 2"]),
+     (44, ["logged: A warning.", "logged: Another.", "counted: lost is 2"])],
+)  # fmt: skip
+def test_logged(draw: Draw, width: int, said: list[str]) -> None:
+    """What was logged and counted is shown behind the verdict."""
+    logged = Timeline(
+        "A title", "A sentence.", spans(REQUEST), 150, logged=["A warning.", "Another."], counted=["lost is 2"]
+    )
+    assert [text.strip("│ ") for text in draw(logged, width).splitlines()][-5:-1] == ["", *said]
+    assert "logged" not in draw(timeline(REQUEST), width)
+
+
+def test_untold(draw: Draw) -> None:
+    """Tasks that never ran, without a word from anybody, are said to be lost, and nothing else is said to be right."""
+    for tasks, said in (
+        (["charge"], ["✗ 1 task never ran: charge", "✗ nobody told: no span, no log line and no metric names it"]),
+        (
+            ["charge", "mail"],
+            ["✗ 2 tasks never ran: charge, mail", "✗ nobody told: no span, no log line and no metric names them"],
+        ),
+    ):
+        drawn = draw(Timeline("A title", "A sentence.", spans(REQUEST), 150, untold=tasks))
+        assert [text.strip("│ ") for text in drawn.splitlines()][-3:-1] == said
+
+
+def test_end_that_no_span_tells(draw: Draw) -> None:
+    """Where the work behind the response has left no span, its time is there, and empty."""
+    silent = Timeline("A title", "A sentence.", spans(REQUEST), 151_000_000, ended=601_000_000)
+    request = line(draw(silent), "POST /checkout").rstrip()
+    assert request.endswith("│")
+    assert request.count("━") == 7  # a quarter of what the bar has room for
 
 
 @pytest.mark.parametrize(
@@ -189,8 +236,9 @@ def test_logged(draw: Draw) -> None:
         (LOST, "yellow"),
         (timeline(REQUEST, GET), "red"),
         (timeline(REQUEST, GET, task("notify", 100, 700, span_id=3, error="dropped")), "red"),
+        (Timeline("A title", "A sentence.", spans(REQUEST), 150, untold=["notify"]), "red"),
     ],
-    ids=["right", "failed", "lost", "wrong", "lost and wrong"],
+    ids=["right", "failed", "lost", "wrong", "lost and wrong", "untold"],
 )
 def test_frame(drawn: Timeline, colour: str) -> None:
     """The frame is red where the spans mislead, yellow where they tell of lost work, and green where all work ran."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 from time import monotonic, sleep
@@ -14,6 +15,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 from fastapi import FastAPI
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Link, SpanContext
@@ -23,6 +25,7 @@ from tests.demo.conftest import Collector
 from tests.demo.test_story import tree
 from traced_tasks.__main__ import main
 from traced_tasks.demo import checkout, handover, process, story
+from traced_tasks.demo.chapter import Chapter, Recording, record
 from traced_tasks.demo.server import serve
 from traced_tasks.demo.spans import WORKER, Span, Spans
 from traced_tasks.demo.timeline import Timeline
@@ -57,10 +60,10 @@ def told() -> Iterator[story.Story]:
 
 
 @pytest.fixture(scope="module")
-def recording(told: story.Story) -> story.Recording:
+def recording(told: story.Story) -> Recording:
     said: list[str] = []
     with httpx.Client(trust_env=False) as client:
-        recording = story.record(told.chapters[0], client, said.append)
+        recording = record(told.chapters[0], client, said.append)
     assert said[0] == "waiting for the worker to come up"
     return recording
 
@@ -76,7 +79,7 @@ def run_instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return run_instead
 
 
-def test_one_trace(recording: story.Recording) -> None:
+def test_one_trace(recording: Recording) -> None:
     """The spans of both processes are one trace, and each says which service it is of."""
     assert tree(recording) == [
         "POST /checkout",
@@ -94,15 +97,15 @@ def test_one_trace(recording: story.Recording) -> None:
     }
 
 
-def test_shown(recording: story.Recording, draw: Callable[..., str]) -> None:
+def test_shown(recording: Recording, draw: Callable[..., str]) -> None:
     """What ran in the worker is marked in words, and so is the time on the broker, with the figure."""
     recorded = Spans(map(Span.of, recording.spans))
-    drawn = draw(Timeline("A title", "A sentence.", recorded, recording.answered, recording.logged))
+    drawn = draw(Timeline("A title", "A sentence.", recorded, recording.answered))
     names = [text.strip("│└─ ").split("  ")[0] for text in drawn.splitlines()]
     assert names.index("on the broker") == names.index("send notify") + 1
     assert names.index("in the worker") == names.index("GET") - 1
     assert "✓ background_task notify ran in the worker, after " in drawn
-    assert "logged" not in drawn
+    assert recording.logged == []
 
 
 def test_sent() -> None:
@@ -121,12 +124,12 @@ def test_sent() -> None:
     assert received.instrumentation_scope == span.instrumentation_scope
 
 
-def test_export(recording: story.Recording, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export(recording: Recording, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     """The spans of both processes are exported, each as its own service."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
     file = io.StringIO()
     story._export(Console(file=file), recording.spans)
-    assert file.getvalue() == f"The 4 spans were exported to {collector.url}, services shop and {WORKER}.\n\n"
+    assert file.getvalue() == f"\nThe 4 spans were exported to {collector.url}, services shop and {WORKER}.\n"
     assert {
         item.value.string_value: [span.name for scope in resource.scope_spans for span in scope.spans]
         for request in collector.received
@@ -137,9 +140,9 @@ def test_export(recording: story.Recording, collector: Collector, monkeypatch: p
 
 
 def test_difference(told: story.Story, draw: Callable[..., str]) -> None:
-    """One line made the difference."""
+    """One line makes the difference."""
     drawn = draw(story._difference(told))
-    assert "The line that made the difference to POST /checkout" in drawn
+    assert "The difference in POST /checkout" in drawn
     assert [text[2:].rstrip(" │") for text in drawn.splitlines() if text.startswith(("│ +", "│ -"))] == [
         "-     tasks: Annotated[TracedBackgroundTasks, TaskTracing()],",
         "+     tasks: Annotated[TracedBackgroundTasks, TaskTracing(broker=broker)],",
@@ -147,20 +150,28 @@ def test_difference(told: story.Story, draw: Callable[..., str]) -> None:
     assert '  @broker.task("notify")' in drawn
 
 
-def test_before(told: story.Story, recording: story.Recording) -> None:
+def test_verdict(told: story.Story, recording: Recording) -> None:
+    """The verdict says what was recorded: without the worker's spans nothing is left of it."""
+    timeline = story._timeline(told.chapters[0], recording)
+    assert [claim.holds([timeline]) for claim in told.verdict] == [True, True]
+    alone = story._timeline(told.chapters[0], replace(recording, spans=recording.spans[:2]))
+    assert [claim.holds([alone]) for claim in told.verdict] == [False, False]
+
+
+def test_before(told: story.Story, recording: Recording) -> None:
     """Without that line, the same task runs in the app's own process."""
     worker = told.chapters[0].worker
     assert worker is not None
 
-    def create_app(provider: TracerProvider) -> FastAPI:
-        return handover.create_app(handover.here, mail_url, worker.broker_url, provider)
+    def create_app(provider: TracerProvider, meter_provider: MeterProvider) -> FastAPI:
+        return handover.create_app(handover.here, mail_url, worker.broker_url, provider, meter_provider)
 
     with serve(checkout.create_mail_server()) as mail_url, httpx.Client(trust_env=False) as client:
-        before = story.record(story.Chapter("A title", "A sentence.", create_app, "/checkout"), client, lambda _: None)
+        before = record(Chapter("A title", "A sentence.", create_app, "/checkout"), client, lambda _: None)
     assert tree(before) == ["POST /checkout", "POST /checkout > background_task notify"]
 
 
-def test_killed_broker(told: story.Story, recording: story.Recording) -> None:
+def test_killed_broker(told: story.Story, recording: Recording) -> None:
     """A worker whose broker is killed ends, and the error tells why: the last test with this worker."""
     worker = told.chapters[0].worker
     assert worker is not None

@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import httpx
-from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi import BackgroundTasks, FastAPI
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,8 +17,6 @@ from starlette.routing import Route
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 from traced_tasks.demo import app as apps
-
-LinkedTasks = Annotated[TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))]
 
 
 def plain(app: FastAPI, http: httpx.AsyncClient) -> None:
@@ -38,7 +37,12 @@ def traced(app: FastAPI, http: httpx.AsyncClient) -> None:
 
 def linked(app: FastAPI, http: httpx.AsyncClient) -> None:
     @app.post("/checkout")
-    async def checkout(tasks: LinkedTasks) -> dict[str, str]:
+    async def checkout(
+        tasks: Annotated[
+            TracedBackgroundTasks,
+            TaskTracing(propagation_style="link"),
+        ],
+    ) -> dict[str, str]:
         await charge()
         tasks.add_task(notify, http, order=42)
         return {"status": "paid"}
@@ -58,7 +62,10 @@ async def mail(request: Request) -> PlainTextResponse:  # noqa: ARG001
 
 
 def create_app(
-    handler: Callable[[FastAPI, httpx.AsyncClient], None], mail_url: str, provider: TracerProvider
+    handler: Callable[[FastAPI, httpx.AsyncClient], None],
+    mail_url: str,
+    provider: TracerProvider,
+    meter_provider: MeterProvider,
 ) -> FastAPI:
     """Return the checkout app, whose spans all go to `provider`.
 
@@ -66,6 +73,7 @@ def create_app(
         handler: `plain`, `traced` or `linked`.
         mail_url: Where the mail server is.
         provider: The provider of the request's, the tasks' and the HTTP client's spans.
+        meter_provider: The provider of the requests' and the tasks' metrics.
     """
     http = create_client(mail_url)
 
@@ -77,7 +85,8 @@ def create_app(
             HTTPXClientInstrumentor.instrument_client(http, tracer_provider=provider)
             yield
 
-    app = apps.create_app(provider, TaskTracing(propagation_style="link"), lifespan=lifespan)
+    link = TaskTracing(propagation_style="link")
+    app = apps.create_app(provider, link, lifespan=lifespan, meter_provider=meter_provider)
     handler(app, http)
     return app
 
@@ -89,7 +98,8 @@ def create_client(mail_url: str) -> httpx.AsyncClient:
         mail_url: Where the mail server is.
     """
     # Of certificates, which HTTP has no use for, a client would first load all there are: half a second.
-    return httpx.AsyncClient(base_url=mail_url, trust_env=False, verify=False)
+    # And on a busy machine the first call takes longer than the 5 s after which it would give up.
+    return httpx.AsyncClient(base_url=mail_url, trust_env=False, verify=False, timeout=30)
 
 
 def create_mail_server() -> Starlette:

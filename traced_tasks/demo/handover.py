@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 from fastapi import FastAPI
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from taskiq import AsyncBroker, SendTaskError
 
@@ -36,7 +37,9 @@ def there(app: FastAPI, notify: Callable[..., Any], broker: AsyncBroker) -> None
         return {"status": "paid"}
 
 
-def create_app(handler: Handler, mail_url: str, broker_url: str, provider: TracerProvider) -> FastAPI:
+def create_app(
+    handler: Handler, mail_url: str, broker_url: str, provider: TracerProvider, meter_provider: MeterProvider
+) -> FastAPI:
     """Return the checkout app, whose spans all go to `provider`.
 
     Args:
@@ -44,6 +47,7 @@ def create_app(handler: Handler, mail_url: str, broker_url: str, provider: Trace
         mail_url: Where the mail server is.
         broker_url: Where the broker is.
         provider: The provider of the request's and the tasks' spans.
+        meter_provider: The provider of their metrics.
     """
     http = create_client(mail_url)
     broker = create_broker(broker_url)
@@ -60,6 +64,6 @@ def create_app(handler: Handler, mail_url: str, broker_url: str, provider: Trace
             yield
             await broker.shutdown()
 
-    app = apps.create_app(provider, TaskTracing(broker=broker), lifespan=lifespan)
+    app = apps.create_app(provider, TaskTracing(broker=broker), lifespan=lifespan, meter_provider=meter_provider)
     handler(app, notify, broker)
     return app

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from traced_tasks.demo.logs import kept
+
 
 @contextmanager
 def serve(app: ASGIApp, check: Callable[[], None] = lambda: None) -> Generator[str, None, None]:
@@ -24,9 +26,9 @@ def serve(app: ASGIApp, check: Callable[[], None] = lambda: None) -> Generator[s
     Raises:
         OSError: No port could be opened.
     """
-    config = uvicorn.Config(app, lifespan="on", ws="none", log_config=None, log_level="critical", access_log=False)
+    config = uvicorn.Config(app, lifespan="on", ws="none", log_config=None, log_level="error", access_log=False)
     server = uvicorn.Server(config)
-    with socket.socket() as listener:
+    with kept("uvicorn.error"), socket.socket() as listener:
         try:
             listener.bind(("127.0.0.1", 0))
             # From here on a client can connect, and is served as soon as uvicorn is up: nobody has to wait for that.

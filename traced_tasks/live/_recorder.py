@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from time import perf_counter, time
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -25,11 +25,27 @@ from traced_tasks._providers import at_fork
 
 QUIET = 1000  # requests without background work, so far: some may still come
 SPANS = 100  # of a card
-NAME, VALUE, VALUES, DESCRIPTION = 120, 200, 16, 500  # characters, or how many
+NAME, KEY, VALUE, VALUES, DESCRIPTION = 120, 60, 200, 12, 500  # characters, or how many
 _SPARED = 32  # cards in which something runs, in search of one to evict
 
 # Who makes the span of a hand-over where ours gives way.
 _ENGINES = {"opentelemetry.instrumentation.celery", "taskiq.middlewares.opentelemetry_middleware"}
+# What is kept of a span that is not a task's.
+_SHOWN = {
+    "http.request.method",
+    "http.method",
+    "http.route",
+    "url.path",
+    "url.full",
+    "http.url",
+    "http.target",
+    "http.response.status_code",
+    "http.status_code",
+    "server.address",
+    "net.peer.name",
+    "error.type",
+}
+
 _LARGE = 2**63
 _LOST = {"skipped", "dropped", "never_awaited", "never_iterated", "unconfirmed"}
 
@@ -76,7 +92,7 @@ class Recorder(SpanProcessor):
     """Keeps what the page shows."""
 
     def __init__(self, keep: int) -> None:
-        self._keep, self._most = keep, max(4 * SPANS, keep * SPANS // 4)
+        self._keep, self._most = keep, max(4 * SPANS, keep * SPANS // 5)
         self._begin()
         at_fork(after_in_child=self._begin)
 
@@ -162,7 +178,7 @@ class Recorder(SpanProcessor):
                 # What runs is shown, whatever there is before it, and what has failed stays longer.
                 if len(card.spans) > (2 * SPANS if ended.failed else SPANS):
                     self._forget(card, span_id)
-                elif span_id in card.spans:
+                else:
                     card.spans[span_id] = ended
             elif span_id == card.root_id:
                 card.root = copied(span)
@@ -233,8 +249,13 @@ def copied(span: ReadableSpan) -> Ended:
     kind: Literal["task", "send", "span"] = "span"
     if is_work(span):
         kind = "send" if span.kind is SpanKind.PRODUCER else "task"
-    attributes: dict[str, object] = dict(span.attributes or ())
-    if len(attributes) > VALUES or not all(map(_is_short, attributes.values())):
+    # By the SDK's own copy: to read them through its mapping takes as long as all else here.
+    attributes = cast("dict[str, object]", span.attributes).copy()
+    if kind == "span":
+        attributes = {key: value for key, value in attributes.items() if key in _SHOWN}
+    if len(attributes) > VALUES or any(
+        type(value) is not float and not _is_short(value) for value in attributes.values()
+    ):
         attributes = _bounded(attributes)
     return Ended(
         context.span_id,
@@ -258,9 +279,9 @@ def _is_short(value: object) -> bool:
 
 
 def _bounded(attributes: Mapping[str, object]) -> dict[str, object]:
-    bounded = {cut(key, NAME): _shortened(value) for key, value in islice(attributes.items(), VALUES)}
+    bounded = {cut(key, KEY): _shortened(value) for key, value in islice(attributes.items(), VALUES)}
     if len(attributes) > VALUES:
-        bounded["…"] = f"{len(attributes) - VALUES} more"
+        bounded["..."] = f"{len(attributes) - VALUES} more"
     return bounded
 
 
@@ -276,4 +297,4 @@ def _shortened(value: object) -> object:
 
 def cut(text: str, length: int) -> str:
     """Return a text, or the beginning of one that is too long."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return text if len(text) <= length else text[: length - 3] + "..."  # ASCII: one byte a character

@@ -1,0 +1,91 @@
+"""The shop of `python -m traced_tasks --serve`, as a program of its own."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from traced_tasks.demo import shop
+from traced_tasks.demo.shop import serve_shop
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The program, and the address that it prints."""
+    command = [sys.executable, "-m", "traced_tasks", "--serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        yield process, line.split("open: ")[1].split(" ")[0]
+        process.kill()
+
+
+def shown(url: str, path: str, wanted: Callable[[list[Any]], bool]) -> list[Any]:
+    """The spans of the newest request to a path, as soon as they are as wanted."""
+    until = time.monotonic() + 20
+    spans: list[Any] = []
+    while time.monotonic() < until:
+        cards = httpx.get(f"{url}tasks/data").json()["cards"]
+        found = [card["spans"] for card in cards if card["root"]["attributes"].get("url.path") == path]
+        spans = found[0] if found else []
+        if wanted(spans):
+            return spans
+        time.sleep(0.05)
+    raise AssertionError(spans)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "outcomes"),
+    [
+        ("/checkout", 200, {"notify": "done", "update_stock": "done", "write_audit": "done"}),
+        ("/checkout/linked", 200, {"notify": "done"}),
+        ("/checkout/worker", 200, {"notify": "sent"}),
+        (
+            "/signup",
+            200,
+            {"send_mail": "done", "charge_card": "failed", "update_crm": "skipped", "write_audit": "skipped"},
+        ),
+        (
+            "/signup/continue",
+            200,
+            {"send_mail": "done", "charge_card": "failed", "update_crm": "done", "write_audit": "done"},
+        ),
+        ("/coupon", 409, {"write_audit": "dropped"}),
+        ("/welcome", 200, {"<lambda>": "never_awaited"}),
+        ("/catalogue/export", 200, {"export_catalogue": None}),
+    ],
+)
+def test_each_button(
+    served: tuple["subprocess.Popen[str]", str], path: str, status: int, outcomes: dict[str, str | None]
+) -> None:
+    """The start page has a button for each request, and the page shows what becomes of its tasks."""
+    _, url = served
+    assert f'data-path="{path}"' in httpx.get(url).text
+
+    def found(spans: list[Any]) -> dict[str, str | None]:
+        return {span["name"].split(" ", 1)[1]: span["outcome"] for span in spans if span["kind"] != "span"}
+
+    assert httpx.post(f"{url.rstrip('/')}{path}", timeout=20).status_code == status
+    assert found(shown(url, path, lambda spans: found(spans) == outcomes)) == outcomes
+
+
+def test_ctrl_c_ends_it(served: tuple["subprocess.Popen[str]", str]) -> None:
+    """Ctrl-C closes the shop at once, whatever runs in it, and without a traceback."""
+    process, url = served
+    httpx.post(f"{url}catalogue/export")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+
+
+def test_without_the_packages_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is nothing to run a worker with, the shop has all but the button for that."""
+    monkeypatch.setattr(shop, "missing_packages", lambda: ["taskiq"])
+    with serve_shop() as url:
+        assert 'data-path="/checkout/worker" disabled' in httpx.get(url).text
+        assert httpx.post(f"{url}/checkout/worker").status_code == 404
+        assert httpx.post(f"{url}/checkout").status_code == 200
