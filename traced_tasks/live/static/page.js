@@ -5,9 +5,10 @@
 const EVERY = 1000;       // ms, from an answer to the next question
 const SILENT = 30;        // answers of others, after which a process is taken for gone
 const FEW = { spans: 8, tasks: 12 };
-const LOST = ["skipped", "dropped", "never_awaited", "never_iterated", "unconfirmed"];
+const NEVER = ["skipped", "dropped", "never_awaited", "never_iterated"];
+const LOST = ["unconfirmed", ...NEVER];
 const KINDS = ["running", "waiting", "done", "sent", "failed", ...LOST];
-const CALLED = { sent: "handed over", never_awaited: "never awaited", never_iterated: "never iterated" };
+const CALLED = { sent: "handed over", never_awaited: "never awaited", never_iterated: "never iterated", unknown: "not heard of again" };
 
 const $ = (id) => document.getElementById(id);
 const processes = new Map();  // by the id of their answers
@@ -51,7 +52,7 @@ function order(parent, children) {
 
 const isWork = (span) => span.kind !== "span";
 const isLost = (span) => LOST.includes(span.outcome);
-const kindOf = (span) => span.waiting ? "waiting" : span.end === null ? "running" : span.outcome;
+const kindOf = (span) => span.end !== null ? span.outcome : span.gone ? "unknown" : span.waiting ? "waiting" : "running";
 const hasRun = (span) => !span.waiting && !["skipped", "dropped"].includes(span.outcome);
 const nameOf = (span) => span.name.replace(/^background_task /, "").replace(/^send (?=.)/, span.kind === "send" ? "" : "$&");
 const ofError = (span) => (span.attributes["error.type"] ?? span.description.split(":")[0]).split(".").pop() || "error";
@@ -61,6 +62,7 @@ function lookAt(card) {
   const waiting = card.process.waiting.filter((each) => each.card === card.data.number)
     .map((each, at) => ({ id: `waiting ${at}`, parent: null, trace: card.data.trace, name: each.name, kind: "task",
       start: each.since, end: null, waited: 0, outcome: null, failed: false, description: "", attributes: {}, waiting: true }));
+  for (const span of [...spans, ...waiting]) span.gone = card.process.gone;
   const known = new Set(spans.map((span) => span.id));
   card.tasks = spans.filter(isWork)
     .sort((a, b) => (hasRun(a) ? a.start : a.end) - (hasRun(b) ? b.start : b.end) || a.start - b.start).concat(waiting);
@@ -89,7 +91,7 @@ function titleOf(card) {
 function sayOf(card) {
   const parts = [];
   const count = (kind) => card.tasks.filter((span) => kindOf(span) === kind).length;
-  const ran = card.tasks.filter((span) => hasRun(span) && span.end !== null);
+  const ran = card.tasks.filter((span) => span.end !== null && !NEVER.includes(span.outcome));
   const root = card.data.root;
   if (root && card.answered === null) parts.push(["not answered yet", ""]);
   else if (root) parts.push([`answered in ${took(card.answered - root.start)}`, ""]);
@@ -101,8 +103,9 @@ function sayOf(card) {
   if (count("running")) parts.push([`${plural(count("running"), "task")} running`, "running"]);
   if (count("waiting")) parts.push([`${count("waiting")} waiting`, ""]);
   if (count("failed")) parts.push([`${count("failed")} failed`, "failed"]);
+  if (count("unknown")) parts.push([`${count("unknown")} ${called("unknown")}`, ""]);
   for (const kind of LOST) if (count(kind))
-    parts.push([`${count(kind)} ${["skipped", "dropped"].includes(kind) ? "never ran: " : ""}${called(kind)}`, "lost"]);
+    parts.push([`${count(kind)} ${NEVER.includes(kind) ? "never ran: " : ""}${called(kind)}`, "lost"]);
   return parts;
 }
 
@@ -143,7 +146,6 @@ function createCard(process, data) {
 }
 
 async function copy(button, text) {
-  const shown = button.textContent;
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "copied";
@@ -152,7 +154,7 @@ async function copy(button, text) {
     getSelection().selectAllChildren(button);
     return;
   }
-  setTimeout(() => { button.textContent = shown; }, 1200);
+  setTimeout(() => set(button, text.slice(0, 8)), 1200);
 }
 
 function rowOf(card, id) {
@@ -197,14 +199,13 @@ function fillRow(card, span, className, depth = 0) {
   const row = rowOf(card, span.id);
   const kind = kindOf(span), lost = isLost(span);
   row.span = span;
-  row.element.className = ["row", className, span.end === null && !span.waiting ? "running" : "", span.waiting ? "waiting" : "",
+  row.element.className = ["row", className, ["running", "waiting", "sent"].includes(kind) ? kind : "",
     lost ? `lost ${hasRun(span) ? "ran" : ""}` : span.failed && className !== "request" ? "failed" : ""].join(" ");
   set(row.name, className === "request" ? "request" : nameOf(span) + (span.kind === "span" && span.attributes["server.address"] ? ` ${span.attributes["server.address"]}` : ""));
   row.name.title = span.name;
   row.name.style.paddingLeft = `${depth * .8}rem`;
-  if (span.kind === "send") row.name.append(make("small", "", `to ${span.attributes["messaging.system"] ?? "a worker"}`));
-  else if (isWork(span) && span.trace !== card.data.trace) row.name.append(make("small", "", "own trace"));
-  row.kind = kind;
+  if (span.kind === "send") row.name.append(" ", make("small", "", `to ${span.attributes["messaging.system"] ?? "a worker"}`));
+  else if (isWork(span) && span.trace !== card.data.trace) row.name.append(" ", make("small", "", "own trace"));
   showDetails(card, row, span.id);
   return row;
 }
@@ -220,7 +221,7 @@ function moreOf(card, id, hidden, what) {
   const row = card.rows.get(`more ${id}`) ?? { element: make("button", "more") };
   card.rows.set(`more ${id}`, row);
   row.element.type = "button";
-  row.element.onclick = () => { card.all.add(id); stay(() => update(card)); };
+  row.element.onclick = () => { card.all.add(id); stay(reading(), () => update(card)); };
   set(row.element, `+ ${plural(hidden, what)}`);
   return row.element;
 }
@@ -288,14 +289,14 @@ function place(card) {
   card.element.classList.toggle("unanswered", card.answered === null);
   if (card.answered !== null) {
     card.element.style.setProperty("--answered", at(card.answered));
-    card.element.classList.toggle("late", (card.answered - card.start) / scale > .6);
+    card.element.classList.toggle("late", (card.answered - card.start) / scale > .25);
     set(card.label, `answered ${took(card.answered - card.start)}`);
   }
   set(card.total, took(end - card.start));
   for (const row of card.rows.values()) {
     const span = row.span;
     if (!span) continue;
-    const until = span.end ?? now, unknown = span.end === null && card.process.gone;
+    const until = span.end ?? now;
     row.bar.style.left = at(span.start);
     row.bar.style.width = `${Math.max((until - span.start) / scale * 100, 0).toFixed(3)}%`;
     row.wait.hidden = !span.waited;
@@ -304,7 +305,7 @@ function place(card) {
       row.wait.style.width = `${(Math.min(span.waited, span.start - card.start) / scale * 100).toFixed(3)}%`;
     }
     const time = took(until - span.start);
-    if (unknown) set(row.took, "not heard of again");
+    if (kindOf(span) === "unknown") set(row.took, called("unknown"));
     else if (span.waiting) set(row.took, `waits ${time}`);
     else if (isLost(span)) set(row.took, called(span.outcome));
     else if (span.failed && row.element.classList.contains("failed")) {
@@ -315,24 +316,30 @@ function place(card) {
 
 // --- the whole page
 
-// Does something, and then scrolls by as much as what one reads has moved.
-function stay(change) {
-  const shown = [...$("cards").children].filter((element) => !element.hidden);
-  const anchor = document.activeElement?.closest?.("#cards .row, #cards article")
-    ?? document.querySelector("#cards .row:hover, #cards article:hover")
-    ?? (scrollY > 0 ? shown.find((element) => element.getBoundingClientRect().bottom > 0) : null);
-  const before = anchor?.getBoundingClientRect().top;
-  change();
-  if (anchor?.isConnected) {
-    const moved = anchor.getBoundingClientRect().top - before;
-    if (moved) scrollBy({ top: moved, behavior: "instant" });
-  }
+// What one reads, if it is in view: what has the focus, the pointer or a selection, is open, or, further down, comes first.
+function reading() {
+  const inView = [...document.querySelectorAll("article, .head, .axis, .row")].filter((each) => {
+    const { top, bottom, height } = each.getBoundingClientRect();
+    return height && bottom > 0 && top < innerHeight;
+  });
+  const selected = getSelection().type === "Range" ? getSelection().anchorNode : null;
+  return inView.findLast((each) => each.matches(":focus-within")) ?? inView.findLast((each) => each.matches(":hover"))
+    ?? inView.findLast((each) => each.contains(selected)) ?? inView.find((each) => each.matches(":has(> [aria-expanded=true])"))
+    ?? (scrollY > 8 ? inView.find((each) => each.tagName !== "ARTICLE") : undefined);
 }
 
-function isReading() {
-  return scrollY > 8 || [...cards.values()].some((card) => card.open.size && !card.element.hidden)
-    || !!document.activeElement?.closest?.("#cards") || !!document.querySelector("#cards:hover article")
-    || (getSelection().type === "Range" && $("cards").contains(getSelection().anchorNode));
+// Does something, and then scrolls by as much as what one reads has moved. Where there is too little to scroll, it makes room.
+function stay(anchor, change) {
+  const before = anchor?.getBoundingClientRect().top, above = $("cards").style, whole = document.body.style;
+  change();
+  if (!anchor) above.paddingTop = whole.minHeight = "";
+  const moved = anchor?.isConnected ? anchor.getBoundingClientRect().top - before : 0;
+  if (!moved) return;
+  const room = parseFloat(above.paddingTop) || 0, left = Math.max(room - moved - (moved < 0 ? scrollY : 0), 0);
+  const top = scrollY + moved + left - room;
+  above.paddingTop = `${left}px`;
+  whole.minHeight = `${top + innerHeight}px`;
+  scrollTo({ top, behavior: "instant" });
 }
 
 function isWanted(card) {
@@ -361,33 +368,34 @@ function arrange() {
 }
 
 function take(answer) {
-  let process = processes.get(answer.process);
+  let process = processes.get(answer.process), everything = !process || process.gone;
   if (!process) processes.set(answer.process, process = { id: answer.process, pid: answer.pid, host: answer.host, since: answer.since, until: -1, before: null });
   if (process.before === null) process.next = answer.until;
   process.before = answer.more;
   if (answer.more === null) process.until = process.next;
   Object.assign(process, { heard: Date.now(), offset: answer.now - Date.now(), silent: 0, gone: false, totals: answer.totals, traceUrl: answer.trace_url });
-  for (const other of processes.values()) if (other !== process && (++other.silent > SILENT || silentSince !== null)) other.gone = true;
+  for (const other of processes.values()) if (other !== process && (++other.silent > SILENT || silentSince !== null))
+    other.gone ||= everything = true;
   silentSince = null;
 
   const touched = new Set(process.waiting?.map((each) => each.card));
   process.waiting = answer.waiting;
   for (const each of answer.waiting) touched.add(each.card);
-  const isFirst = !cards.size, kept = new Set(answer.kept);
-  stay(() => {
+  const anchor = reading(), kept = new Set(answer.kept);
+  stay(anchor, () => {
     for (const data of answer.cards) {
       const key = `${process.id}/${data.number}`;
       const card = cards.get(key) ?? createCard(process, data);
       card.data = data;
       if (!cards.has(key)) {
         cards.set(key, card);
-        if (!isFirst && process.loaded && isReading()) held.add(key);
+        if (process.loaded && anchor) held.add(key);
       }
       touched.add(data.number);
     }
     for (const [key, card] of cards) {
       if (card.process === process && !kept.has(card.data.number) && !card.open.size) { cards.delete(key); held.delete(key); }
-      else if (card.process === process && touched.has(card.data.number)) update(card);
+      else if (everything || (card.process === process && touched.has(card.data.number))) update(card);
     }
     process.loaded ||= answer.more === null;
     filter();
@@ -400,7 +408,7 @@ function tellWhole() {
   const heard = [...processes.values()].filter((process) => !process.gone);
   const sum = (kind) => heard.reduce((all, process) => all + (process.totals[kind] ?? 0), 0);
   const running = [], counts = { waiting: heard.reduce((all, process) => all + process.waiting.length, 0) };
-  for (const card of cards.values()) if (!card.process.gone) for (const span of card.tasks) if (kindOf(span) === "running") running.push([card, span]);
+  for (const card of cards.values()) for (const span of card.tasks) if (kindOf(span) === "running") running.push([card, span]);
   counts.running = running.length;
   for (const kind of KINDS) {
     const count = counts[kind] ?? sum(kind);
@@ -417,14 +425,14 @@ function tellWhole() {
         filter();
         tellKept();
       });
-      if (kind === LOST[0]) $("totals").append(Object.assign(make("label", "", "never ran:"), { id: "never" }));
+      if (kind === NEVER[0]) $("totals").append(Object.assign(make("label", "", "never ran:"), { id: "never" }));
       $("totals").append(chip);
     }
     chip.className = `${LOST.includes(kind) ? "lost" : kind} ${count ? "" : "zero"}`;
     chip.hidden = !count && !chosen.has(kind) && (kind === "sent" || LOST.includes(kind));
     set(chip.firstChild, count.toLocaleString());
   }
-  $("never").hidden = !LOST.slice(0, 4).some((kind) => sum(kind) || chosen.has(kind));
+  $("never").hidden = !NEVER.some((kind) => sum(kind) || chosen.has(kind));
   running.sort((a, b) => a[1].start - b[1].start);
   order($("running"), running.map(([card, span]) => {
     if (!span.item) {
@@ -439,8 +447,9 @@ function tellWhole() {
     set(span.item.querySelector("i"), took(nowOf(card.process) - span.start));
     return span.item;
   }).concat(running.length ? [] : [$("idle") ?? Object.assign(make("li", "", "nothing"), { id: "idle" })]));
-  $("show").hidden = !held.size;
-  set($("show"), `↑ ${plural(held.size, "new request")}`);
+  const news = [...held].filter((key) => isWanted(cards.get(key))).length;
+  $("show").hidden = !news;
+  set($("show"), `↑ ${plural(news, "new request")}`);
   tellState(heard);
   tellKept();
 }
