@@ -268,9 +268,9 @@ def ended(url: str) -> list[dict[str, Any]]:
     raise AssertionError(cards)
 
 
-def test_shop_with_its_page() -> None:
+def test_mounted() -> None:
     """The program has its page, and the page is told of the request and of its task."""
-    with serve("live/shop") as (url, _):
+    with serve("live/mounted") as (url, _):
         assert "<h1>Background tasks</h1>" in httpx.get(f"{url}/tasks", follow_redirects=True).text
         assert httpx.post(f"{url}/checkout").status_code == 200
         (card,) = ended(url)
@@ -317,7 +317,7 @@ def live(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> Spans:
 
 def test_closed(live: Spans) -> None:
     """Who is not on the machine gets the line that the page shows, and so do all through a proxy."""
-    app = load("live/shop").app
+    app = load("live/mounted").app
     here, elsewhere = ("127.0.0.1", 1), ("192.168.0.7", 1)
     for address, host, headers in [
         (elsewhere, "localhost", {}),
@@ -338,7 +338,7 @@ def test_guarded(live: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
         for wrong in (None, ("admin", "wrong"), ("", ""), ("adminé", "säcret")):
             answer = client.get(path, auth=wrong)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Basic realm="tasks"')
-        assert client.get(path, headers={"authorization": b"\xff"}).status_code == 401
+        assert client.get(path, headers=[(b"authorization", b"\xff")]).status_code == 401
         assert client.get(path, auth=("admin", "säcret")).status_code == 200
 
 
