@@ -18,6 +18,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from types import ModuleType
 from typing import Annotated, Any, get_type_hints
+from urllib.parse import parse_qs, urlsplit
 
 import anyio
 import httpx
@@ -28,6 +29,7 @@ from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from fastapi import Response as FastAPIResponse
 from fastapi.exceptions import FastAPIError
 from fastapi.params import Depends as DependsParameter
+from fastapi.testclient import TestClient
 from httpx import ASGITransport, AsyncClient, Response
 from opentelemetry import _logs, metrics, propagate, trace
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
@@ -48,6 +50,7 @@ from tests.conftest import Spans, is_child, scope
 from traced_tasks import TaskTracing
 from traced_tasks import TracedBackgroundTasks as TracedAnnotation
 from traced_tasks._background import TracedBackgroundTasks
+from traced_tasks.live import TasksPage
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "examples"
@@ -248,6 +251,165 @@ def test_console() -> None:
     )
 
     assert run.stdout == (EXAMPLES / "console.txt").read_text()
+
+
+# live.md
+
+
+def ended(url: str) -> list[dict[str, Any]]:
+    """The requests that the live page of a program tells of, as soon as there is one and its tasks have ended."""
+    deadline = monotonic() + 20
+    cards: list[dict[str, Any]] = []
+    while monotonic() < deadline:
+        cards = httpx.get(f"{url}/tasks/data").json()["cards"]
+        if cards and all(span["outcome"] for card in cards for span in card["spans"] or [{"outcome": None}]):
+            return cards
+        sleep(0.05)
+    raise AssertionError(cards)
+
+
+def test_mounted() -> None:
+    """The program has its page, and the page is told of the request and of its task."""
+    with serve("live/mounted") as (url, _):
+        assert "<h1>Background tasks</h1>" in httpx.get(f"{url}/tasks", follow_redirects=True).text
+        assert httpx.post(f"{url}/checkout").status_code == 200
+        (card,) = ended(url)
+
+    assert card["root"]["attributes"]["http.route"] == "/checkout"
+    assert [(span["name"], span["outcome"]) for span in card["spans"]] == [("background_task notify", "done")]
+
+
+def test_auto_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mounted in the lifespan, the page shows what FastAPI's own provider records, which is exported as well."""
+    with receive_http() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        with serve("live/auto_configured") as (url, server):
+            assert httpx.post(f"{url}/checkout").status_code == 200
+            (card,) = ended(url)
+            server.terminate()
+            server.wait(20)
+
+    assert [span["name"] for span in card["spans"]] == ["background_task notify"]
+    assert "background_task notify" in [span.name for span in received.spans]
+
+
+@pytest.mark.parametrize("sets_provider", [False, True])
+def test_auto_configured_without_an_endpoint(monkeypatch: pytest.MonkeyPatch, sets_provider: bool) -> None:
+    """Without an endpoint FastAPI sets no provider: the program does not start, unless it sets one itself."""
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider() if sets_provider else None)
+    app = load("live/auto_configured").app
+
+    if sets_provider:
+        with TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1)) as client:
+            assert client.get("/tasks/data").status_code == 200
+    else:
+        with pytest.raises(RuntimeError, match="TasksPage shows what an SDK's tracer provider"), TestClient(app):
+            pass
+
+
+@pytest.fixture
+def live(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> Spans:
+    """What is recorded of a program that sets a provider itself: that of the test."""
+    monkeypatch.setattr(trace, "set_tracer_provider", lambda provider: provider.shutdown())
+    return spans
+
+
+def test_closed(live: Spans) -> None:
+    """Who is not on the machine gets the line that the page shows, and so do all through a proxy."""
+    app = load("live/mounted").app
+    here, elsewhere = ("127.0.0.1", 1), ("192.168.0.7", 1)
+    for address, host, headers in [
+        (elsewhere, "localhost", {}),
+        (here, "shop.example", {}),
+        (here, "localhost", {"x-forwarded-for": "127.0.0.1"}),
+    ]:
+        answer = TestClient(app, base_url=f"http://{host}", client=address, headers=headers).get("/tasks/")
+        assert answer.status_code == 403
+        assert answer.text == (EXAMPLES / "live" / "closed.txt").read_text()
+
+
+def test_guarded(live: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard asks everybody for the name and the password, for each file of the page, and lets nobody else in."""
+    monkeypatch.setenv("TASKS_PASSWORD", "säcret")
+    client = TestClient(load("live/guarded").app, base_url="http://shop.example", client=("203.0.113.9", 1))
+
+    for path in ("/tasks/", "/tasks/page.js", "/tasks/data"):
+        for wrong in (None, ("admin", "wrong"), ("", ""), ("adminé", "säcret")):
+            answer = client.get(path, auth=wrong)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Basic realm="tasks"')
+        assert client.get(path, headers=[(b"authorization", b"\xff")]).status_code == 401
+        assert client.get(path, auth=("admin", "säcret")).status_code == 200
+
+
+def test_dependencies_end_at_a_mount(live: Spans) -> None:
+    """A dependency of the application guards its routes, and not what is mounted."""
+
+    def refuse() -> None:
+        raise HTTPException(401)
+
+    app = FastAPI(dependencies=[Depends(refuse)])
+    app.mount("/tasks", TasksPage(allow_remote=True))
+    app.get("/orders")(lambda: None)
+
+    client = TestClient(app)
+    assert [client.get(path).status_code for path in ("/orders", "/tasks/data")] == [401, 200]
+
+
+def test_container(live: Spans) -> None:
+    """From outside of the container it answers who asks for localhost, and no other name."""
+    app = load("live/container").app
+
+    for host, status in [("localhost:8000", 200), ("127.0.0.1:8000", 200), ("evil.example", 400)]:
+        assert TestClient(app, base_url=f"http://{host}", client=("172.17.0.1", 1)).get("/tasks/").status_code == status
+
+
+def look_and_ask(app: FastAPI, spans: Spans) -> None:
+    """See that the page's own requests have no span, and that another one has."""
+    client = TestClient(app, base_url="http://localhost", client=("127.0.0.1", 1))
+    for path in ("/tasks/", "/tasks/page.js", "/tasks/data?known=1"):
+        assert client.get(path).status_code == 200
+    assert spans() == []
+    client.get("/nothing")
+    assert spans() != []
+
+
+def test_excluded(live: Spans) -> None:
+    """FastAPI's own telemetry leaves the page's requests out, and no others."""
+    look_and_ask(load("live/excluded").app, live)
+
+
+def test_excluded_contrib(live: Spans) -> None:
+    """So does `FastAPIInstrumentor`."""
+    app = load("live/excluded_contrib").app
+    try:
+        look_and_ask(app, live)
+    finally:
+        FastAPIInstrumentor.uninstrument_app(app)
+
+
+def test_grafana(live: Spans) -> None:
+    """The link to Grafana is a query for the trace, in the form that Explore takes."""
+    client = TestClient(load("live/grafana").app, base_url="http://localhost", client=("127.0.0.1", 1))
+    trace_url = client.get("/tasks/data").json()["trace_url"]
+
+    address = urlsplit(trace_url.replace("{trace_id}", "1" * 32))
+    query = parse_qs(address.query)
+    (pane,) = json.loads(query["panes"][0]).values()
+    assert (address.path, query["schemaVersion"]) == ("/explore", ["1"])
+    assert pane["queries"][0]["query"] == "1" * 32
+
+
+def test_excluded_from_the_access_log() -> None:
+    """What the page asks each second is not in uvicorn's access log, and what somebody opens is."""
+    with serve("live/excluded", stdout=subprocess.PIPE) as (url, server):
+        for path in ("/tasks/data?known=", "/tasks/"):
+            assert httpx.get(url + path).status_code == 200
+        server.terminate()
+        log = server.communicate()[0]
+
+    assert "GET /tasks/ " in log
+    assert "/tasks/data" not in log
 
 
 # annotation.md
@@ -1307,7 +1469,8 @@ def test_every_message_is_found() -> None:
     pages = [*DOCS.glob("*.md"), *EXAMPLES.glob("**/*.txt")]
     text = re.sub(r"[`\s]+", " ", " ".join(page.read_text() for page in pages))
     sought: dict[str, str] = {}
-    for path in (DOCS.parent / "traced_tasks").glob("*.py"):
+    package = DOCS.parent / "traced_tasks"
+    for path in (*package.glob("*.py"), *package.glob("live/*.py")):
         for message in messages(path):
             words = message.replace("`", "").split()[:14]
             if sum("%" not in word for word in words) >= 3:
