@@ -1,6 +1,6 @@
 """What Taskiq, Celery and Dramatiq call a broker and a task, and how each of them is given one."""
-# Rule: none of them is imported, because whoever holds an object of theirs has done that. An object is recognized by its
-# real type, because a Mock is an instance of whatever it imitates.
+# Rule: none of them is imported: whoever holds an object of theirs has done that. An object is told by its real type:
+# a Mock is an instance of whatever it imitates.
 
 import sys
 from abc import ABC, abstractmethod
