@@ -1,5 +1,5 @@
 """What Taskiq, Celery and Dramatiq call a broker and a task, and how each of them is given one."""
-# Rule: none of them is imported, because whoever holds an object of theirs has done that. An object is recognized by its
+# Rule: none of them is imported, because whoever holds an object of theirs has done that. An object is told by its
 # real type, because a Mock is an instance of whatever it imitates.
 
 import sys
