@@ -20,6 +20,8 @@ let paused = false, silentSince = null, asking = false;
 const called = (kind) => CALLED[kind] ?? kind;
 const plural = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 const clock = (ms) => new Date(ms).toLocaleTimeString();
+const living = () => [...processes.values()].filter((process) => !process.gone);
+const sumOf = (several, kind) => several.reduce((sum, process) => sum + (process.totals[kind] ?? 0), 0);
 const nowOf = (process) => (process.gone ? process.heard : silentSince ?? Date.now()) + process.offset;
 
 function took(ms) {
@@ -134,14 +136,14 @@ function createCard(process, data) {
     meta.append(link);
   }
   head.append(card.title, card.says, meta);
-  card.axis = make("div", "axis");
+  const axis = make("div", "axis");
   card.label = make("span", "label");
   card.total = make("span", "took");
   const track = make("span", "track");
   track.append(card.label);
-  card.axis.append(make("span"), track, card.total);
+  axis.append(make("span"), track, card.total);
   card.list = make("div", "rows");
-  card.element.append(head, card.axis, card.list);
+  card.element.append(head, axis, card.list);
   return card;
 }
 
@@ -310,7 +312,7 @@ function place(card) {
     else if (isLost(span)) set(row.took, called(span.outcome));
     else if (span.failed && row.element.classList.contains("failed")) {
       if (row.failed !== time) row.took.replaceChildren(make("b", "", ofError(span)), ` ${row.failed = time}`);
-    } else set(row.took, span.kind === "send" && span.end !== null ? `handed over ${time}` : time);
+    } else set(row.took, span.kind === "send" && span.end !== null ? `handed over in ${time}` : time);
   }
 }
 
@@ -325,7 +327,7 @@ function reading() {
   const selected = getSelection().type === "Range" ? getSelection().anchorNode : null;
   return inView.findLast((each) => each.matches(":focus-within")) ?? inView.findLast((each) => each.matches(":hover"))
     ?? inView.findLast((each) => each.contains(selected)) ?? inView.find((each) => each.matches(":has(> [aria-expanded=true])"))
-    ?? (scrollY > 8 ? inView.find((each) => each.tagName !== "ARTICLE") : undefined);
+    ?? (scrollY > 8 ? inView.find((each) => each.getBoundingClientRect().top >= 0) ?? inView.at(-1) : undefined);
 }
 
 // Does something, and then scrolls by as much as what one reads has moved. Where there is too little to scroll, it makes room.
@@ -405,13 +407,12 @@ function take(answer) {
 }
 
 function tellWhole() {
-  const heard = [...processes.values()].filter((process) => !process.gone);
-  const sum = (kind) => heard.reduce((all, process) => all + (process.totals[kind] ?? 0), 0);
-  const running = [], counts = { waiting: heard.reduce((all, process) => all + process.waiting.length, 0) };
+  const heard = living(), running = [];
+  const counts = { waiting: heard.reduce((all, process) => all + process.waiting.length, 0) };
   for (const card of cards.values()) for (const span of card.tasks) if (kindOf(span) === "running") running.push([card, span]);
   counts.running = running.length;
   for (const kind of KINDS) {
-    const count = counts[kind] ?? sum(kind);
+    const count = counts[kind] ?? sumOf(heard, kind);
     let chip = document.querySelector(`#totals [data-kind=${kind}]`);
     if (!chip) {
       chip = make("button");
@@ -432,7 +433,7 @@ function tellWhole() {
     chip.hidden = !count && !chosen.has(kind) && (kind === "sent" || LOST.includes(kind));
     set(chip.firstChild, count.toLocaleString());
   }
-  $("never").hidden = !NEVER.some((kind) => sum(kind) || chosen.has(kind));
+  $("never").hidden = !NEVER.some((kind) => sumOf(heard, kind) || chosen.has(kind));
   running.sort((a, b) => a[1].start - b[1].start);
   order($("running"), running.map(([card, span]) => {
     if (!span.item) {
@@ -450,21 +451,21 @@ function tellWhole() {
   const news = [...held].filter((key) => isWanted(cards.get(key))).length;
   $("show").hidden = !news;
   set($("show"), `↑ ${plural(news, "new request")}`);
-  tellState(heard);
+  tellState();
   tellKept();
 }
 
 function tellKept() {
   const all = cards.size, shown = [...cards.values()].filter((card) => !card.element.hidden).length;
-  const evicted = [...processes.values()].reduce((sum, process) => sum + (process.totals?.evicted ?? 0), 0);
-  const missed = [...processes.values()].reduce((sum, process) => sum + (process.totals?.missed ?? 0), 0);
+  const [evicted, missed] = ["evicted", "missed"].map((kind) => sumOf([...processes.values()], kind));
   $("none").hidden = all > 0 || !processes.size;
   set($("kept"), [all && shown < all - held.size ? `${shown} of ${plural(all, "request")} match` : "",
     evicted ? `the oldest ${evicted.toLocaleString()} are no longer kept` : "",
     missed ? `${plural(missed, "span")} could not be recorded` : ""].filter(Boolean).join(" · "));
 }
 
-function tellState(heard = [...processes.values()].filter((process) => !process.gone)) {
+function tellState() {
+  const heard = living();
   const names = heard.map((process) => `process ${process.pid}, since ${clock(process.since)}`).join(" and ");
   $("state").className = paused ? "paused" : silentSince ? "silent" : "";
   set($("state"), paused ? `paused at ${clock(paused)}` : silentSince ? `no answer since ${clock(silentSince)}, trying again`
@@ -487,8 +488,7 @@ async function ask() {
   try {
     let more;
     do {
-      const known = [...processes.values()].filter((process) => !process.gone)
-        .map((process) => `${process.id}:${process.until}${process.before === null ? "" : `:${process.before}`}`);
+      const known = living().map((process) => `${process.id}:${process.until}${process.before === null ? "" : `:${process.before}`}`);
       const response = await fetch(`data?known=${encodeURIComponent(known.join(","))}`, { signal: AbortSignal.timeout(10000) });
       if (!response.ok) throw new Error(response.statusText);
       const answer = await response.json();
