@@ -4,6 +4,7 @@
 
 const EVERY = 1000;       // ms, from an answer to the next question
 const SILENT = 30;        // answers of others, after which a process is taken for gone
+const GONE = 100;         // cards of processes that are gone
 const FEW = { spans: 8, tasks: 12 };
 const NEVER = ["skipped", "dropped", "never_awaited", "never_iterated"];
 const LOST = ["unconfirmed", ...NEVER];
@@ -399,6 +400,8 @@ function take(answer) {
       if (card.process === process && !kept.has(card.data.number) && !card.open.size) { cards.delete(key); held.delete(key); }
       else if (everything || (card.process === process && touched.has(card.data.number))) update(card);
     }
+    const ofGone = [...cards.values()].filter((card) => card.process.gone && !card.open.size).sort((a, b) => b.start - a.start);
+    for (const card of ofGone.slice(GONE)) { cards.delete(card.key); held.delete(card.key); }
     process.loaded ||= answer.more === null;
     filter();
     arrange();
