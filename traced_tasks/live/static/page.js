@@ -295,7 +295,7 @@ function place(card) {
     card.element.classList.toggle("late", (card.answered - card.start) / scale > .25);
     set(card.label, `answered ${took(card.answered - card.start)}`);
   }
-  set(card.total, took(end - card.start));
+  set(card.total, took(scale));
   for (const row of card.rows.values()) {
     const span = row.span;
     if (!span) continue;
