@@ -134,7 +134,7 @@ class RecordedTasks(Sequence[RecordedTask]):
         if len(found) == 1:
             return found[0]
         name = getattr(func, "__qualname__", None) or repr(func)
-        there_was = _lines(self._records) if self._records else " nothing"
+        there_was = _lines(self._records) if self._records else " nothing. (Only routes that opt in are recorded.)"
         raise AssertionError(f"{len(found) or 'no'} tasks of {name} were added, not one. There was:{there_was}")
 
     def flush(self) -> None:

@@ -22,6 +22,7 @@ from tests.servers.serving import wait_for
 from traced_tasks.demo.server import serve
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 class Shop:
@@ -58,11 +59,8 @@ def shop(serve_shop: Callable[..., Shop]) -> Shop:
 
 @pytest.fixture(scope="module")  # while it is there no other test of this process can run an event loop
 def browser() -> Iterator[Browser]:
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed: in Debian, apt install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield browser
         browser.close()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from typing import Annotated, Any
 
 import anyio
@@ -268,6 +269,15 @@ def test_a_link_is_checked() -> None:
             TasksPage(provider, keep=keep)
     page = TasksPage(provider, trace_url="http://localhost:16686/trace/{trace_id}")
     assert client(page).get("/data").json()["trace_url"] == "http://localhost:16686/trace/{trace_id}"
+
+
+def test_it_needs_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the SDK is not installed, the import says what to install."""
+    for name in [name for name in sys.modules if name.startswith("traced_tasks.live")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(ImportError, match="pip install opentelemetry-sdk"):
+        import_module("traced_tasks.live")
 
 
 @pytest.mark.parametrize("given", [trace.NoOpTracerProvider(), trace.ProxyTracerProvider()])

@@ -13,8 +13,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from traced_tasks.live._answer import Answers
-from traced_tasks.live._recorder import Recorder
+try:
+    from traced_tasks.live._answer import Answers
+    from traced_tasks.live._recorder import Recorder
+except ModuleNotFoundError as exc:
+    raise ImportError(
+        "traced_tasks.live shows what the SDK of OpenTelemetry records: pip install opentelemetry-sdk"
+    ) from exc
 
 __all__ = ["TasksPage"]
 

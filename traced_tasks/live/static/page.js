@@ -138,10 +138,9 @@ function createCard(process, data) {
   }
   head.append(card.title, card.says, meta);
   const axis = make("div", "axis");
-  card.label = make("span", "label");
   card.total = make("span", "took");
   const track = make("span", "track");
-  track.append(card.label);
+  track.append(make("span", "label", "answered"));
   axis.append(make("span"), track, card.total);
   card.list = make("div", "rows");
   card.element.append(head, axis, card.list);
@@ -292,10 +291,9 @@ function place(card) {
   card.element.classList.toggle("unanswered", card.answered === null);
   if (card.answered !== null) {
     card.element.style.setProperty("--answered", at(card.answered));
-    card.element.classList.toggle("late", (card.answered - card.start) / scale > .25);
-    set(card.label, `answered ${took(card.answered - card.start)}`);
+    card.element.classList.toggle("late", (card.answered - card.start) / scale > .5);
   }
-  set(card.total, took(end - card.start));
+  set(card.total, took(scale));
   for (const row of card.rows.values()) {
     const span = row.span;
     if (!span) continue;
