@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -308,6 +309,33 @@ def test_auto_configured_without_an_endpoint(monkeypatch: pytest.MonkeyPatch, se
             pass
 
 
+def test_development(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an endpoint the program has its page and exports nothing, not even at its end."""
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    with serve("live/development") as (url, server):
+        assert httpx.post(f"{url}/checkout").status_code == 200
+        (card,) = ended(url)
+        server.terminate()
+        log = server.communicate()[1]
+
+    assert [span["name"] for span in card["spans"]] == ["background_task notify"]
+    assert "Application shutdown complete" in log
+    assert "export" not in log
+
+
+def test_development_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an endpoint it exports to there, its last spans too, and has no page."""
+    with receive_http() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        with serve("live/development") as (url, server):
+            assert httpx.get(f"{url}/tasks/").status_code == 404
+            assert httpx.post(f"{url}/checkout").status_code == 200
+            server.terminate()
+            server.wait(20)
+
+    assert [span.name for span in received.task_spans] == ["background_task notify"]
+
+
 @pytest.fixture
 def live(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> Spans:
     """What is recorded of a program that sets a provider itself: that of the test."""
@@ -400,9 +428,10 @@ def test_grafana(live: Spans) -> None:
     assert pane["queries"][0]["query"] == "1" * 32
 
 
-def test_excluded_from_the_access_log() -> None:
+@pytest.mark.parametrize("program", ["excluded", "excluded_contrib"])
+def test_excluded_from_the_access_log(program: str) -> None:
     """What the page asks each second is not in uvicorn's access log, and what somebody opens is."""
-    with serve("live/excluded", stdout=subprocess.PIPE) as (url, server):
+    with serve(f"live/{program}", stdout=subprocess.PIPE) as (url, server):
         for path in ("/tasks/data?known=", "/tasks/"):
             assert httpx.get(url + path).status_code == 200
         server.terminate()
@@ -1154,10 +1183,12 @@ async def test_middleware(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None
 # testing.md
 
 
-def run_tests(tmp_path: Path, *command: str) -> tuple[bool, str]:
+def run_tests(tmp_path: Path, *command: str, **others: str) -> tuple[bool, str]:
     """Run tests of the page by a command of the page, and return whether they pass, and what was printed."""
     folder = tmp_path / "testing"  # elsewhere, for pytest would take the settings of this repository
     shutil.copytree(EXAMPLES / "testing", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in others.items():
+        (folder / f"{name}.py").write_text(text)
     run = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
@@ -1209,6 +1240,51 @@ def test_not_one(tmp_path: Path) -> None:
     assert not passed
     assert error_in(output) == (EXAMPLES / "testing" / "not_one.txt").read_text()
     assert "\nnot_one.py:11: AssertionError\n" in output
+
+
+PLAIN = (
+    (EXAMPLES / "testing" / "shop.py")
+    .read_text()
+    .replace("from traced_tasks import", "from fastapi import BackgroundTasks as")
+)
+
+
+def test_loses_in_a_route_that_has_not_opted_in(tmp_path: Path) -> None:
+    """The test that loses a task passes if the route has not opted in, and one that asks for the task fails."""
+    passed, output = run_tests(tmp_path / "lost", "pytest", "loses.py", shop=PLAIN)
+    assert passed, output
+
+    passed, output = run_tests(tmp_path / "sought", "pytest", "not_one.py", shop=PLAIN)
+    assert not passed
+    assert error_in(output) == "AssertionError: no tasks of count_attempt were added, not one. There was: nothing\n"
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_exporter_in_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disabled: bool) -> None:
+    """The lines of the page in `conftest.py` keep an exporter, which the application sets up at import, silent."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://localhost:1/v1/traces")  # nobody listens
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    (lines,) = re.findall(r"(?s)    ```python\n(    import os\n.*?)    ```", (DOCS / "testing.md").read_text())
+    test = (
+        "from fastapi.testclient import TestClient\n"
+        "from reported import app, write_export\n"
+        "from traced_tasks.testing import record_tasks\n"
+        "def test_export():\n"
+        "    with record_tasks() as tasks:\n"
+        "        TestClient(app).post('/exports?seconds=0')\n"
+        "    assert tasks.one(write_export).outcome == 'completed'\n"
+    )
+
+    passed, output = run_tests(
+        tmp_path,
+        *("pytest", "-W", "error", "test_export.py"),
+        reported=(EXAMPLES / "deployment" / "reported.py").read_text(),
+        test_export=test,
+        conftest=textwrap.dedent(lines) if disabled else "",
+    )
+
+    assert passed, output
+    assert ("Max retries exceeded" in output or "Failed to export" in output) is not disabled, output
 
 
 # how-it-works.md

@@ -1,11 +1,11 @@
 from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 
 PrivateTasks = Annotated[
-    TracedBackgroundTasks, Depends(TaskTracing(record_exception=False))
+    TracedBackgroundTasks, TaskTracing(record_exception=False)
 ]
 
 app = FastAPI()

@@ -1,6 +1,6 @@
 from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from opentelemetry.sdk.trace import TracerProvider
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
@@ -9,7 +9,7 @@ shop = TracerProvider()
 # shop.add_span_processor(...) as for any provider
 
 ShopTasks = Annotated[
-    TracedBackgroundTasks, Depends(TaskTracing(tracer_provider=shop))
+    TracedBackgroundTasks, TaskTracing(tracer_provider=shop)
 ]
 
 app = FastAPI(telemetry={"tracer_provider": shop})

@@ -1,6 +1,6 @@
 from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from opentelemetry.trace import Span
 
 from traced_tasks import (
@@ -17,7 +17,7 @@ def tell_order(span: Span, task: TracedBackgroundTask) -> None:
 
 
 OrderTasks = Annotated[
-    TracedBackgroundTasks, Depends(TaskTracing(task_hook=tell_order))
+    TracedBackgroundTasks, TaskTracing(task_hook=tell_order)
 ]
 
 app = FastAPI()

@@ -1,11 +1,11 @@
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
+from fastapi import APIRouter, BackgroundTasks, FastAPI
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 
 LinkedTasks = Annotated[
-    TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))
+    TracedBackgroundTasks, TaskTracing(propagation_style="link")
 ]
 
 router = APIRouter()

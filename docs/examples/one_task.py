@@ -1,12 +1,12 @@
 from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 
 OrderTasks = Annotated[
     TracedBackgroundTasks,
-    Depends(TaskTracing(attributes={"shop.area": "orders"})),
+    TaskTracing(attributes={"shop.area": "orders"}),
 ]
 
 app = FastAPI()

@@ -1,14 +1,14 @@
 from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
 
 LinkedTasks = Annotated[
-    TracedBackgroundTasks, Depends(TaskTracing(propagation_style="link"))
+    TracedBackgroundTasks, TaskTracing(propagation_style="link")
 ]
 DetachedTasks = Annotated[
-    TracedBackgroundTasks, Depends(TaskTracing(propagation_style="none"))
+    TracedBackgroundTasks, TaskTracing(propagation_style="none")
 ]
 
 app = FastAPI()

@@ -1,6 +1,6 @@
 from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -12,7 +12,7 @@ jobs = TracerProvider(
 # jobs.add_span_processor(...) as for any provider
 
 JobTasks = Annotated[
-    TracedBackgroundTasks, Depends(TaskTracing(tracer_provider=jobs))
+    TracedBackgroundTasks, TaskTracing(tracer_provider=jobs)
 ]
 
 app = FastAPI()

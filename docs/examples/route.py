@@ -8,7 +8,7 @@ reports = TaskTracing(
     propagation_style="link",
     attributes={"shop.area": "reports"},
 )
-ReportTasks = Annotated[TracedBackgroundTasks, Depends(reports)]
+ReportTasks = Annotated[TracedBackgroundTasks, reports]
 
 app = FastAPI()
 

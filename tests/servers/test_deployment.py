@@ -1,5 +1,6 @@
 """The programs of the page on deployment, on real servers that are stopped while tasks run and wait."""
 
+import json
 import os
 import re
 import signal
@@ -9,9 +10,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+import yaml
 
 from tests.backends.receiver import Received, attributes, receive_http
 from tests.servers.serving import COMMANDS, wait_for
@@ -47,14 +50,26 @@ def untimed(log: str) -> list[str]:
 
 @contextmanager
 def serve(server: str, app: str, folder: Path, *options: str, **environment: str) -> Iterator[Program]:
-    """Run a program of the page until the end of the block."""
+    """Run a program of the page by one of the servers until the end of the block."""
+    port = free_port()
+    command = [part.format(port=port) for part in COMMANDS[server]]
+    with run([*command, *options, app], port, folder, **environment) as program:
+        yield program
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    module, *command = COMMANDS[server]
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def run(command: list[str], port: int, folder: Path, **environment: str) -> Iterator[Program]:
+    """Run a command of the page until the end of the block."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-B", "-m", module, *(part.format(port=port) for part in command), *options, app],
+            [sys.executable, "-B", "-m", *command],
             cwd=EXAMPLES,
             env={**os.environ, "PYTHONPATH": str(folder), **environment},
             stdout=log,
@@ -148,20 +163,71 @@ def test_stopping(by: signal.Signals, received: Received, tmp_path: Path) -> Non
         assert ended(received) == CUT_SHORT
 
 
-def test_the_times_of_a_pod() -> None:
+def dockerfile() -> list[str]:
+    """The command of the Dockerfile."""
+    lines = (EXAMPLES / "Dockerfile").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^CMD (\[.*\])$", lines, re.MULTILINE)
+    return cast("list[str]", json.loads(command))
+
+
+def pod(server: str) -> Any:
+    """The template of a pod, and its only container."""
+    spec = yaml.safe_load((EXAMPLES / f"pod_{server}.yaml").read_text())["spec"]
+    (container,) = spec["containers"]
+    return spec, container
+
+
+def pod_command(server: str) -> list[str]:
+    _, container = pod(server)
+    return [*container["command"], *container["args"]]
+
+
+@pytest.mark.parametrize("command", [dockerfile(), pod_command("uvicorn")], ids=["Dockerfile", "pod"])
+def test_the_command_of_a_container(command: list[str], received: Received, tmp_path: Path) -> None:
+    """The command of the Dockerfile and of the pod serves, and at a SIGTERM reports, waits and exports."""
+    _, container = pod("uvicorn")
+    port = free_port()
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint, "UVICORN_PORT": str(port)}
+    with run(command, port, tmp_path, **settings) as program:
+        assert httpx.get(program.url + container["readinessProbe"]["httpGet"]["path"]).is_success
+        assert httpx.post(f"{program.url}/exports").is_success
+        assert program.stop() == -signal.SIGTERM
+
+        assert program.lines() == untimed((EXAMPLES / "reported.txt").read_text())
+        assert ended(received) == {"write_export": None, "send_link": None}
+
+
+def option(name: str, command: list[str]) -> int:
+    (value,) = (part.partition("=")[2] for part in command if part.startswith(f"{name}="))
+    return int(value)
+
+
+def test_the_times_of_a_container() -> None:
     """Each time of grace on the page is longer than the one inside of it."""
-    pod, worker = (EXAMPLES / "pod.yaml").read_text(), (EXAMPLES / "stopping.py").read_text()
+    (tasks,) = map(int, re.findall(r'"timeout_graceful_shutdown": (\d+)', (EXAMPLES / "stopping.py").read_text()))
+    assert tasks == option("--timeout-graceful-shutdown", dockerfile())
+    assert tasks == option("--timeout-graceful-shutdown", pod_command("uvicorn"))
+    gunicorn = pod_command("gunicorn")
+    served = option("--graceful-timeout", gunicorn)
+    assert tasks + 10 <= served == option("--timeout", gunicorn)
 
-    def number(pattern: str, text: str) -> int:
-        (found,) = re.findall(pattern, text)
-        return int(found)
+    for server in ("uvicorn", "gunicorn"):
+        spec, container = pod(server)
+        pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+        assert pause + served + 5 <= spec["terminationGracePeriodSeconds"]
+    compose = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]["shop"]["stop_grace_period"]
+    assert served + 10 <= int(compose.removesuffix("s"))
+    page = (EXAMPLES.parents[1] / "deployment.md").read_text()
+    assert f"docker run --stop-timeout {compose.removesuffix('s')} " in page
 
-    tasks = number(r'"timeout_graceful_shutdown": (\d+)', worker)
-    gunicorn = number(r"--graceful-timeout=(\d+)", pod)
-    silence = number(r"--timeout=(\d+)", pod)
-    pause = number(r'\[sleep, "(\d+)"\]', pod)
-    assert tasks + 10 <= gunicorn == silence
-    assert pause + gunicorn + 5 <= number(r"terminationGracePeriodSeconds: (\d+)", pod)
+
+def test_pods_differ_in_their_command() -> None:
+    """Nothing but the command is different in the pods of the two servers."""
+    (one, first), (other, second) = pod("uvicorn"), pod("gunicorn")
+    for container in (first, second):
+        del container["command"], container["args"]
+
+    assert one == other
 
 
 def test_admin(tmp_path: Path) -> None:

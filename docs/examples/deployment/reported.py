@@ -43,3 +43,7 @@ async def export(
 ) -> None:
     tasks.add_task(write_export, seconds)
     tasks.add_task(send_link)
+
+
+@app.get("/health")
+async def health() -> None: ...
