@@ -347,7 +347,10 @@ async def test_tasks_that_are_found_by_their_function(app: FastAPI) -> None:
     )
     with pytest.raises(AssertionError, match=r"^no tasks of charge were added, not one\. There was:"):
         tasks.one(charge)
-    with record_tasks() as nothing, pytest.raises(AssertionError, match=r"There was: nothing\. \(Only routes that opt in"):
+    with (
+        record_tasks() as nothing,
+        pytest.raises(AssertionError, match=r"There was: nothing\. \(Only routes that opt in"),
+    ):
         nothing.one(notify)
     wrong: Any = "notify"
     with pytest.raises(TypeError, match="by the function that was given to add_task, not by 'notify'"):

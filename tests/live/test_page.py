@@ -3,6 +3,8 @@
 import json
 import math
 import sys
+from datetime import UTC, datetime
+from importlib import import_module
 from typing import Annotated, Any
 
 import anyio
@@ -13,6 +15,7 @@ from fastapi.testclient import TestClient
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import TracerProvider as ApiProvider
+from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocketDisconnect
 
 from tests.conftest import Spans
@@ -362,3 +365,48 @@ async def test_http_2() -> None:
     await TasksPage(TracerProvider(shutdown_on_exit=False))({**scope, "query_string": b""}, _receive, send)
     assert sent[0]["status"] == 200
     assert b"connection" not in dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize("allow_remote", [False, True])
+def test_another_website_reads_nothing_by_cors(provider: TracerProvider, allow_remote: bool) -> None:
+    """Where the application lets every website read its answers, those of the page are not among them."""
+    app = FastAPI()
+    app.mount("/tasks", TasksPage(provider, allow_remote=allow_remote))
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    answer = client(app).get("/tasks/data", headers={"origin": "http://evil.example"})
+    assert (answer.status_code, answer.text) == (403, "This page answers no other website.\n")
+
+
+@pytest.mark.parametrize("name", [None, 42])
+def test_a_span_without_a_proper_name(provider: TracerProvider, name: Any) -> None:
+    """A name that is no text, which the SDK takes, does not end the page."""
+    page = TasksPage(provider)
+    with provider.get_tracer("traced_tasks").start_as_current_span("background_task odd"):
+        provider.get_tracer("sql").start_span(name).end()
+    answer = client(page).get("/data")
+    assert answer.status_code == 200
+    assert None not in [span["end"] for span in answer.json()["cards"][0]["spans"]]
+
+
+@pytest.mark.parametrize("moment", [datetime(2026, 1, 1, tzinfo=UTC), math.nan, "now", 1.5e18])
+def test_a_span_without_a_proper_time(provider: TracerProvider, moment: Any) -> None:
+    """A time that is no number of nanoseconds, which the SDK takes, does not end the page either."""
+    page = TasksPage(provider)
+    span = provider.get_tracer("traced_tasks").start_span("background_task odd", start_time=moment)
+    running = client(page).get("/data")
+    span.end(moment)
+    for answer in (running, client(page).get("/data")):
+        (card,) = json.loads(answer.text, parse_constant=_refuse)["cards"]
+        assert isinstance(card["spans"][0]["start"], float)
+
+
+def test_many_that_wait(provider: TracerProvider) -> None:
+    """Of the tasks of a request that wait the first are told, and how many there are."""
+    page = TasksPage(provider)
+    with provider.get_tracer("http").start_as_current_span("POST /checkout"):
+        tasks = [TracedBackgroundTask(notify, number) for number in range(100)]
+    told = client(page).get("/data").json()
+    assert len(told["waiting"]) == 20
+    assert told["waits"] == {"1": 100}
+    for task in tasks:
+        task.skip("it is not wanted")

@@ -439,3 +439,38 @@ def test_a_span_without_a_scope(recorded: Recorded) -> None:
     """A span that somebody made by hand has no scope, and is no task."""
     assert not _recorder.is_work(SimpleNamespace(instrumentation_scope=None, kind=SpanKind.INTERNAL))  # type: ignore[arg-type]
     assert isinstance(recorded.recorder, SpanProcessor)
+
+
+def test_many_open_requests_before_one_that_is_kept(recorded: Recorded) -> None:
+    """Behind 32 requests that stay open, as event streams do, a request with a task is not given up while it is kept."""
+    opened = [recorded.http.start_span("GET /events") for _ in range(32)]
+    request = recorded.request()
+    running = recorded.tasks.start_span("background_task notify", request)
+    for _ in range(1000):
+        recorded.request("GET /")
+    running.end()
+    recorded.task(request, "audit")
+    assert recorded.names() == [["background_task notify", "background_task audit"]]
+    assert all(isinstance(span, Ended) for span in recorded.card().spans.values())
+    assert recorded.recorder._size == 2
+    assert not recorded.recorder.totals["evicted"]
+    assert len(opened) == 32
+
+
+def test_a_request_that_a_handler_makes_of_its_own_process() -> None:
+    """A request from the same process, by HTTP, is one of its own, and its task says nothing of when the first was answered."""
+    recorded = Recorded()
+    outer = recorded.http.start_span("POST /outer", kind=SpanKind.SERVER)
+    call = recorded.http.start_span("POST", trace.set_span_in_context(outer), kind=SpanKind.CLIENT)
+    said = call.get_span_context()
+    caller = NonRecordingSpan(SpanContext(said.trace_id, said.span_id, is_remote=True, trace_flags=said.trace_flags))
+    inner = recorded.http.start_span("POST /inner", trace.set_span_in_context(caller), kind=SpanKind.SERVER)
+    recorded.task(trace.set_span_in_context(inner), "of the inner one")
+    for span in inner, call, outer:
+        span.end()
+    recorded.task(trace.set_span_in_context(outer), "of the outer one")
+    assert recorded.names() == [
+        ["background_task of the inner one"],
+        ["background_task of the outer one"],
+    ] or recorded.names() == [["background_task of the outer one"], ["background_task of the inner one"]]
+    assert len(recorded.recorder.cards()) == 2

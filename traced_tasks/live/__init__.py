@@ -42,6 +42,8 @@ _CLOSED = (
     "This page answers only a client on the same machine that asks for localhost, and through no proxy. "
     "To open it: TasksPage(allow_remote=True), behind a guard of your own.\n"
 )
+# The page's own requests have no `Origin`. One of another website does, and a CORS middleware may let that read answers.
+_FOREIGN = "This page answers no other website.\n"
 _FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -105,7 +107,10 @@ class TasksPage:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        if scope["type"] == "http" and not self._allow_remote and not _is_local(scope):
+        is_http = scope["type"] == "http"
+        if is_http and "origin" in Headers(scope=scope):
+            await PlainTextResponse(_FOREIGN, 403)(scope, receive, send_guarded)
+        elif is_http and not self._allow_remote and not _is_local(scope):
             await PlainTextResponse(_CLOSED, 403)(scope, receive, send_guarded)
         else:
             if scope["type"] == "http":  # by its end, which is there whether or not a proxy has stripped the root path

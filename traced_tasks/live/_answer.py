@@ -4,6 +4,7 @@ import json
 import math
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from time import perf_counter, time
@@ -19,6 +20,7 @@ from traced_tasks.unfinished import found_tasks
 
 _PART = 100_000  # characters
 _OVERLAP = 0.2  # s, for what another thread notes in the meantime
+_WAITING = 20  # tasks of a card that are told one by one
 _LOOK = 20  # times what a look at the waiting tasks takes passes before the next
 
 Waiting = dict[str, Any]
@@ -35,6 +37,7 @@ class Answers:
     def __init__(self, recorder: Recorder, trace_url: str | None) -> None:
         self._recorder, self._trace_url = recorder, trace_url
         self._waiting: list[Waiting] = []
+        self._waits: Counter[int] = Counter()  # tasks by the number of their card
         self._looked_at = self._look_took = -math.inf
 
     def answer(self, known: str) -> str:
@@ -70,6 +73,7 @@ class Answers:
             "more": more,
             "totals": self._recorder.totals,
             "waiting": waiting,
+            "waits": self._waits if waiting else {},
             "kept": [card.number for card in all_cards],
             "trace_url": self._trace_url,
         }
@@ -82,6 +86,7 @@ class Answers:
         started_at = perf_counter()
         if started_at - self._looked_at < _LOOK * self._look_took:
             return self._waiting
+        self._waits.clear()
         self._waiting = list(self._find())
         self._looked_at = perf_counter()
         self._look_took = self._looked_at - started_at
@@ -92,8 +97,10 @@ class Answers:
             context = trace.get_current_span(task.context).get_span_context()
             card = self._recorder.of(context.span_id, context.trace_id) if state == "waiting" else None
             if card is not None:
-                name = task.tracing.span_name or task.instruments.span_name
-                yield {"card": card.number, "name": cut(name, NAME), "since": (time() - seconds) * 1000}
+                self._waits[card.number] += 1
+                if self._waits[card.number] <= _WAITING:
+                    name = cut(task.tracing.span_name or task.instruments.span_name, NAME)
+                    yield {"card": card.number, "name": name, "since": (time() - seconds) * 1000}
 
 
 def _known(known: str, process: str) -> tuple[float, float]:
@@ -114,6 +121,7 @@ def _of(card: Card) -> dict[str, Any]:
         "trace": f"{card.trace_id:032x}",
         "root": None if root is None else _shown(root),
         "spans": [_shown(span) for span in tuple(card.spans.values())],
+        "is_exact": card.is_exact,
         "sent_at": None if card.sent_at is None else card.sent_at / 1e6,
         "cut": card.cut,
     }
@@ -121,7 +129,9 @@ def _of(card: Card) -> dict[str, Any]:
 
 def _shown(span: Span | Ended) -> dict[str, Any]:
     ended = span if isinstance(span, Ended) else copied(span)
-    attributes = {key: str(value) for key, value in ended.attributes.items()}
+    attributes = {
+        key: str.__str__(value) if isinstance(value, str) else str(value) for key, value in ended.attributes.items()
+    }
     if ended.kind == "span":
         # Of an address the host alone, for the rest of it may be a secret.
         address = attributes.pop("http.url", None) or attributes.pop("url.full", None)

@@ -15,7 +15,8 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from time import perf_counter, time
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
+from weakref import ref
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -70,8 +71,8 @@ class Ended(NamedTuple):
 class Card:
     """A request, or whatever else is the root of its spans in this process, and the background work behind it."""
 
-    __slots__ = ("changed", "cut", "evicted", "has_work", "number", "places", "root", "root_id", "sent_at", "spans",
-                 "trace_id")  # fmt: skip
+    __slots__ = ("changed", "cut", "evicted", "has_work", "is_exact", "number", "places", "root", "root_id",
+                 "sent_at", "spans", "trace_id")  # fmt: skip
 
     def __init__(self, number: int, root: Span | None, root_id: int, trace_id: int) -> None:
         self.number, self.root_id, self.trace_id = number, root_id, trace_id
@@ -79,6 +80,7 @@ class Card:
         self.places: set[int] = set()  # what is in the index of the others: a task's parent may be one of them
         self.spans: dict[int, Span | Ended] = {}  # the tasks', and those inside of them
         self.sent_at: int | None = None  # the end of the last span that sent a part of the body
+        self.is_exact = root is not None and _scope(root) == "fastapi"  # it ends with the response
         self.cut = 0  # spans that were too many
         self.changed = perf_counter()
         self.has_work = self.evicted = False
@@ -94,7 +96,13 @@ class Recorder(SpanProcessor):
     def __init__(self, keep: int) -> None:
         self._keep, self._most = keep, max(4 * SPANS, keep * SPANS // 5)
         self._begin()
-        at_fork(after_in_child=self._begin)
+        found = ref(self)  # what is to be called at a fork is never forgotten
+
+        def begin() -> None:
+            if (recorder := found()) is not None:
+                recorder._begin()
+
+        at_fork(after_in_child=begin)
 
     def _begin(self) -> None:
         self.since = time()
@@ -121,7 +129,7 @@ class Recorder(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
         try:
             parent, span_id = span.parent, _context(span).span_id
-            found = None if parent is None else self._index.get(parent.span_id)
+            found = None if parent is None or _is_request(span, parent) else self._index.get(parent.span_id)
             is_task = is_work(span)
             if found is None:
                 found = self._find(span, is_task)
@@ -140,7 +148,7 @@ class Recorder(SpanProcessor):
                     self._evict_from(self._kept)
             else:
                 card.places.add(span_id)
-            if card.evicted or len(card.spans) > 4 * SPANS:
+            if card.evicted or len(card.spans) > 4 * SPANS or len(card.places) > 4 * SPANS:
                 self._forget(card, span_id)
         except Exception:
             self.totals["missed"] += 1
@@ -182,7 +190,7 @@ class Recorder(SpanProcessor):
                     card.spans[span_id] = ended
             elif span_id == card.root_id:
                 card.root = copied(span)
-            elif span.name.endswith(" http send"):
+            elif span.parent is not None and span.parent.span_id == card.root_id and span.name.endswith(" http send"):
                 if (span.attributes or {}).get("asgi.event.type") == "http.response.body":
                     card.sent_at = span.end_time
             elif len(card.places) > SPANS:
@@ -214,11 +222,14 @@ class Recorder(SpanProcessor):
                 break
             cards.append(card)
             card = cards.popleft()
+        if card.has_work and cards is self._quiet:
+            return
         card.evicted = True
         self.totals["evicted"] += card.has_work
-        for span_id in (*card.places, *card.spans):
+        spans, card.spans = card.spans, {}  # so that none of them is counted twice
+        for span_id in (*card.places, *spans):
             self._index.pop(span_id, None)
-        self._size -= len(card.spans)
+        self._size -= len(spans)
         if self._traces.get(card.trace_id) is card:
             del self._traces[card.trace_id]
 
@@ -234,6 +245,15 @@ def is_work(span: ReadableSpan) -> bool:
     scope = span.instrumentation_scope
     name = "" if scope is None else scope.name
     return name == "traced_tasks" or (name in _ENGINES and span.kind is SpanKind.PRODUCER)
+
+
+def _scope(span: ReadableSpan) -> str:
+    return "" if span.instrumentation_scope is None else span.instrumentation_scope.name
+
+
+def _is_request(span: ReadableSpan, parent: SpanContext) -> bool:
+    """Whether it is a request, even if who made it is in this process as well."""
+    return parent.is_remote and span.kind is SpanKind.SERVER
 
 
 def _outcome(span: ReadableSpan) -> str:
@@ -261,15 +281,22 @@ def copied(span: ReadableSpan) -> Ended:
         context.span_id,
         context.trace_id,
         None if parent is None else parent.span_id,
-        cut(span.name, NAME),
+        cut(str(span.name), NAME),  # which the SDK does not check
         kind,
-        span.start_time or 0,
-        end,
+        _nanoseconds(span.start_time),
+        None if end is None else _nanoseconds(end),
         None if kind == "span" or end is None else _outcome(span),
         status.status_code is StatusCode.ERROR,
         cut(status.description or "", DESCRIPTION),
         attributes,
     )
+
+
+def _nanoseconds(given: Any) -> int:
+    try:
+        return int(given)
+    except (TypeError, ValueError):  # the SDK takes anything
+        return 0
 
 
 def _is_short(value: object) -> bool:

@@ -73,7 +73,7 @@ function lookAt(card) {
   for (const span of spans.filter((each) => !isWork(each) && known.has(each.parent)))
     card.inside.set(span.parent, [...(card.inside.get(span.parent) ?? []), span].sort((a, b) => a.start - b.start));
   const first = card.tasks.filter(hasRun).map((span) => span.start);
-  const moments = [root?.end, sentAt, ...first].filter((moment) => moment != null);
+  const moments = [root?.end, sentAt, ...(card.data.is_exact || sentAt !== null ? [] : first)].filter((moment) => moment != null);
   card.answered = root && moments.length ? Math.max(Math.min(...moments), root.start) : null;
   card.start = root ? root.start : Math.min(...card.tasks.map((span) => span.start - span.waited));
   card.running = (root?.end === null && card.answered === null) || [...card.tasks, ...spans].some((span) => span.end === null);
@@ -104,7 +104,8 @@ function sayOf(card) {
       [`${parts.length ? `${parts.at(-1)[0]}, then ` : ""}${plural(ran.length, "task")} for ${took(last - began)}`, ""];
   }
   if (count("running")) parts.push([`${plural(count("running"), "task")} running`, "running"]);
-  if (count("waiting")) parts.push([`${count("waiting")} waiting`, ""]);
+  const waits = card.process.waits[card.data.number] ?? 0;
+  if (waits) parts.push([`${waits} waiting`, ""]);
   if (count("failed")) parts.push([`${count("failed")} failed`, "failed"]);
   if (count("unknown")) parts.push([`${count("unknown")} ${called("unknown")}`, ""]);
   for (const kind of LOST) if (count(kind))
@@ -271,6 +272,13 @@ function update(card) {
     }
   });
   if (hidden) elements.push(moreOf(card, "tasks", hidden, "task"));
+  const unlisted = (process.waits[data.number] ?? 0) - card.tasks.filter((task) => task.waiting).length;
+  if (unlisted > 0) {
+    const rest = card.rows.get("waits") ?? { element: make("p", "more") };
+    card.rows.set("waits", rest);
+    set(rest.element, `+ ${plural(unlisted, "task")} waiting`);
+    elements.push(rest.element);
+  }
   order(card.list, elements);
   const shown = new Set(elements);
   for (const [id, row] of card.rows) if (!shown.has(row.element)) card.rows.delete(id);
@@ -380,7 +388,7 @@ function take(answer) {
   silentSince = null;
 
   const touched = new Set(process.waiting?.map((each) => each.card));
-  process.waiting = answer.waiting;
+  Object.assign(process, { waiting: answer.waiting, waits: answer.waits });
   for (const each of answer.waiting) touched.add(each.card);
   const anchor = reading(), kept = new Set(answer.kept);
   stay(anchor, () => {
@@ -409,7 +417,7 @@ function take(answer) {
 
 function tellWhole() {
   const heard = living(), running = [];
-  const counts = { waiting: heard.reduce((all, process) => all + process.waiting.length, 0) };
+  const counts = { waiting: heard.reduce((all, process) => all + Object.values(process.waits).reduce((sum, each) => sum + each, 0), 0) };
   for (const card of cards.values()) for (const span of card.tasks) if (kindOf(span) === "running") running.push([card, span]);
   counts.running = running.length;
   for (const kind of KINDS) {
@@ -483,23 +491,26 @@ function find(card, span) {
   row?.line.focus({ preventScroll: true });
 }
 
+async function question() {
+  const known = living().map((process) => `${process.id}:${process.until}${process.before === null ? "" : `:${process.before}`}`);
+  const response = await fetch(`data?known=${encodeURIComponent(known.join(","))}`, { signal: AbortSignal.timeout(10000) });
+  if (!response.ok) throw new Error(response.statusText);
+  return response.json();
+}
+
 async function ask() {
   if (asking || paused || document.hidden) return;
   asking = true;
   try {
-    let more;
+    let answer;
     do {
-      const known = living().map((process) => `${process.id}:${process.until}${process.before === null ? "" : `:${process.before}`}`);
-      const response = await fetch(`data?known=${encodeURIComponent(known.join(","))}`, { signal: AbortSignal.timeout(10000) });
-      if (!response.ok) throw new Error(response.statusText);
-      const answer = await response.json();
-      if (paused) break;
-      take(answer);
-      more = answer.more !== null;
-    } while (more);
-  } catch {
-    if (silentSince === null) silentSince = Date.now();
-    tellState();
+      answer = await question().catch(() => null);
+      if (answer !== null && !paused) take(answer);
+    } while (!paused && answer !== null && answer.more !== null);
+    if (answer === null) {
+      silentSince ??= Date.now();
+      tellState();
+    }
   } finally {
     asking = false;
   }
