@@ -1256,7 +1256,10 @@ def test_loses_in_a_route_that_has_not_opted_in(tmp_path: Path) -> None:
 
     passed, output = run_tests(tmp_path / "sought", "pytest", "not_one.py", shop=PLAIN)
     assert not passed
-    assert error_in(output) == "AssertionError: no tasks of count_attempt were added, not one. There was: nothing\n"
+    assert error_in(output) == (
+        "AssertionError: no tasks of count_attempt were added, not one. There was: nothing. (Only routes that opt in are "
+        "recorded.)\n"
+    )
 
 
 @pytest.mark.parametrize("disabled", [False, True])

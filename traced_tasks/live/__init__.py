@@ -42,7 +42,7 @@ _CLOSED = (
     "This page answers only a client on the same machine that asks for localhost, and through no proxy. "
     "To open it: TasksPage(allow_remote=True), behind a guard of your own.\n"
 )
-# The page's own requests have no `Origin`. One of another website does, and a CORS middleware may let that read answers.
+# The page's own requests have no `Origin`. Another website's do, and a CORS middleware may let it read the answers.
 _FOREIGN = "This page answers no other website.\n"
 _FILES = {
     "/": ("page.html", "text/html"),

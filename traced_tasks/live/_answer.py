@@ -63,7 +63,7 @@ class Answers:
                 break
             texts.append(json.dumps(_of(card)))
             size, last = size + len(texts[-1]), card.number
-        told = {
+        told: dict[str, Any] = {
             "process": process,
             "pid": os.getpid(),
             "host": socket.gethostname(),

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from time import perf_counter, time
 from typing import Any, Literal, NamedTuple, cast
-from weakref import ref
+from weakref import WeakSet
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -95,16 +95,11 @@ class Recorder(SpanProcessor):
 
     def __init__(self, keep: int) -> None:
         self._keep, self._most = keep, max(4 * SPANS, keep * SPANS // 5)
-        self._begin()
-        found = ref(self)  # what is to be called at a fork is never forgotten
+        self.begin()
+        _recorders.add(self)
 
-        def begin() -> None:
-            if (recorder := found()) is not None:
-                recorder._begin()
-
-        at_fork(after_in_child=begin)
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Begin with nothing, as in a process that has been forked off."""
         self.since = time()
         self.totals: Counter[str] = Counter()
         """Tasks by what became of them, `evicted` cards, and `missed` starts and ends of spans, for a failure here."""
@@ -325,3 +320,12 @@ def _shortened(value: object) -> object:
 def cut(text: str, length: int) -> str:
     """Return a text, or the beginning of one that is too long."""
     return text if len(text) <= length else text[: length - 3] + "..."  # ASCII: one byte a character
+
+
+def _forked() -> None:
+    for recorder in _recorders:
+        recorder.begin()
+
+
+_recorders = WeakSet[Recorder]()
+at_fork(after_in_child=_forked)
