@@ -1257,8 +1257,8 @@ def test_loses_in_a_route_that_has_not_opted_in(tmp_path: Path) -> None:
     passed, output = run_tests(tmp_path / "sought", "pytest", "not_one.py", shop=PLAIN)
     assert not passed
     assert error_in(output) == (
-        "AssertionError: no tasks of count_attempt were added, not one. There was: nothing. (Only routes that opt in are "
-        "recorded.)\n"
+        "AssertionError: no tasks of count_attempt were added, not one. There was: nothing. (Only routes that opt in "
+        "are recorded.)\n"
     )
 
 
@@ -1267,6 +1267,7 @@ def test_exporter_in_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disa
     """The lines of the page in `conftest.py` keep an exporter, which the application sets up at import, silent."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://localhost:1/v1/traces")  # nobody listens
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")  # not before the exit
     (lines,) = re.findall(r"(?s)    ```python\n(    import os\n.*?)    ```", (DOCS / "testing.md").read_text())
     test = (
         "from fastapi.testclient import TestClient\n"

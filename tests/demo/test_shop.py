@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anyio
 import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from traced_tasks.demo import shop
-from traced_tasks.demo.shop import serve_shop
+from traced_tasks.demo.shop import export_catalogue, serve_shop
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +86,19 @@ def test_ctrl_c_ends_it(served: tuple["subprocess.Popen[str]", str]) -> None:
     assert process.wait(10) == 0
 
 
-def test_without_the_packages_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is nothing to run a worker with, the shop has all but the button for that."""
-    monkeypatch.setattr(shop, "missing_packages", lambda: ["taskiq"])
+@pytest.mark.parametrize("missing", [[], ["taskiq"]])
+def test_with_and_without_a_worker(monkeypatch: pytest.MonkeyPatch, missing: list[str]) -> None:
+    """Where there is nothing to run a worker with, the shop has all but the button for that, and it ends as cleanly."""
+    monkeypatch.setattr(shop, "missing_packages", lambda: missing)
     with serve_shop() as url:
-        assert 'data-path="/checkout/worker" disabled' in httpx.get(url).text
-        assert httpx.post(f"{url}/checkout/worker").status_code == 404
+        assert ('data-path="/checkout/worker" disabled' in httpx.get(url).text) is bool(missing)
+        assert httpx.post(f"{url}/checkout/worker").status_code == (404 if missing else 200)
         assert httpx.post(f"{url}/checkout").status_code == 200
+
+
+def test_the_export_has_pages() -> None:
+    """The long task has a span for each page, so that one sees it grow."""
+    provider, exporter = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    anyio.run(export_catalogue, provider.get_tracer("shop"), 1)
+    assert [span.name for span in exporter.get_finished_spans()] == ["page 1"]

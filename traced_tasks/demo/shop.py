@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import Tracer
 from taskiq import AsyncBroker
 
 from traced_tasks import TaskTracing, TracedBackgroundTasks
@@ -114,18 +115,19 @@ def add_signup(app: FastAPI) -> None:
         tasks.add_task(lambda: greet(user=42))
 
 
+async def export_catalogue(tracer: Tracer, pages: int) -> None:
+    for page in range(pages):
+        with tracer.start_as_current_span(f"page {page + 1}"):
+            await asyncio.sleep(1)
+
+
 def add_export(app: FastAPI, provider: TracerProvider) -> None:
     tracer = provider.get_tracer("shop")
-
-    async def export_catalogue(pages: int) -> None:
-        for page in range(pages):
-            with tracer.start_as_current_span(f"page {page + 1}"):
-                await asyncio.sleep(1)
 
     @app.post("/catalogue/export")
     async def export(tasks: TracedBackgroundTasks) -> None:
         await asyncio.sleep(0.05)
-        tasks.add_task(export_catalogue, pages=12)
+        tasks.add_task(export_catalogue, tracer, pages=12)
         tasks.add_task(write_audit, user=42)
 
 
