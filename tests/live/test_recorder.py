@@ -429,7 +429,6 @@ def test_a_task_that_waits_keeps_its_request(recorded: Recorded) -> None:
     assert recorded.recorder.cards() == [card]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_fork_begins_anew(recorded: Recorded) -> None:
     """A worker that is forked off has none of its parent's requests."""
