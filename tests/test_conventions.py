@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from tests.conftest import Metrics, Spans, collect_garbage
 from tests.engines.conftest import ENGINES
 from tests.engines.test_handover import make, queue, work_off
-from tests.test_examples import DOCS
+from tests.programs import DOCS
 from traced_tasks import TaskTracing, TracedBackgroundTask, TracedBackgroundTasks, report_unfinished_tasks
 from traced_tasks._message import read
 from traced_tasks._providers import SCHEMA_URL

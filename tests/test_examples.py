@@ -13,7 +13,6 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
@@ -24,6 +23,8 @@ from urllib.parse import parse_qs, urlsplit
 import anyio
 import httpx
 import pytest
+import sqlalchemy.exc
+import sqlalchemy.orm.exc
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from fastapi import Response as FastAPIResponse
 from fastapi.exceptions import FastAPIError
@@ -46,13 +47,11 @@ from starlette.types import ASGIApp, Message
 
 from tests.backends.receiver import receive_http
 from tests.conftest import Spans, is_child, scope
+from tests.programs import DOCS, EXAMPLES, serve
 from traced_tasks import TaskTracing
 from traced_tasks import TracedBackgroundTasks as TracedAnnotation
 from traced_tasks._background import TracedBackgroundTasks
 from traced_tasks.live import TasksPage
-
-DOCS = Path(__file__).parent.parent / "docs"
-EXAMPLES = DOCS / "examples"
 
 
 def load(name: str) -> ModuleType:
@@ -104,25 +103,6 @@ def tree(spans: list[ReadableSpan]) -> str:
 
     draw(None, "")
     return "".join(lines)
-
-
-@contextmanager
-def serve(name: str, *options: str, stdout: int = subprocess.DEVNULL) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """Run an example by uvicorn, as a process of its own."""
-    path = EXAMPLES / f"{name}.py"
-    with subprocess.Popen(
-        [sys.executable, "-B", "-m", "uvicorn", f"{path.stem}:app", "--port", "0", *options],
-        cwd=path.parent,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stderr
-        try:
-            started = next(line for line in server.stderr if "running on" in line)
-            yield re.findall(r"http://[\d.:]+", started)[0], server
-        finally:
-            server.kill()
 
 
 async def all_is_let_go() -> None:
@@ -1742,7 +1722,7 @@ async def test_pool(pool: Any, path: str) -> None:
     async def request() -> None:
         try:
             await send(pool.app, f"POST /{path}/7")
-        except importlib.import_module("sqlalchemy.exc").TimeoutError as error:
+        except sqlalchemy.exc.TimeoutError as error:
             refused.append(f"{type(error).__module__}.{type(error).__qualname__}: {error}\n")
 
     pool.send_mail = send_mail
@@ -1759,7 +1739,7 @@ async def test_pool(pool: Any, path: str) -> None:
 
 async def test_pool_of_a_detached_object(pool: Any, lost: Lost) -> None:
     """An object that was expired by a commit cannot be loaded when its session is closed."""
-    with pytest.raises(importlib.import_module("sqlalchemy.orm.exc").DetachedInstanceError):
+    with pytest.raises(sqlalchemy.orm.exc.DetachedInstanceError):
         await send(pool.app, "POST /detached/7")
 
     assert lost.warnings() == untimed((EXAMPLES / "sessions" / "detached.txt").read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_examples import DOCS, EXAMPLES
+from tests.programs import DOCS, EXAMPLES
 from traced_tasks import TaskTracing
 
 

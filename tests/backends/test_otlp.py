@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from tests.backends.receiver import Received, attributes, receive_grpc, receive_http
-from tests.test_examples import serve
+from tests.programs import serve
 from traced_tasks import TracedBackgroundTasks
 
 Receive = Callable[[], AbstractContextManager[Received]]

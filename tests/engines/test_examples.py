@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.backends.receiver import Received, receive_http
-from tests.test_examples import DOCS, EXAMPLES, serve
+from tests.programs import DOCS, EXAMPLES, serve
 
 PAGE = (DOCS / "engines.md").read_text()
 COMMANDS = {
