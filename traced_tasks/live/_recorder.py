@@ -260,7 +260,8 @@ def _outcome(span: ReadableSpan) -> str:
 
 def copied(span: ReadableSpan) -> Ended:
     """Copy a span, with what is long cut short."""
-    context, parent, status, end = _context(span), span.parent, span.status, span.end_time
+    context, parent, status = _context(span), span.parent, span.status
+    start, end = span.start_time, span.end_time
     kind: Literal["task", "send", "span"] = "span"
     if is_work(span):
         kind = "send" if span.kind is SpanKind.PRODUCER else "task"
@@ -268,9 +269,12 @@ def copied(span: ReadableSpan) -> Ended:
     attributes = cast("dict[str, object]", span.attributes).copy()
     if kind == "span":
         attributes = {key: value for key, value in attributes.items() if key in _SHOWN}
-    if len(attributes) > VALUES or any(
-        type(value) is not float and not _is_short(value) for value in attributes.values()
-    ):
+    is_long = len(attributes) > VALUES
+    for value in attributes.values():
+        if type(value) is not float and not _is_short(value):
+            is_long = True
+            break
+    if is_long:
         attributes = _bounded(attributes)
     return Ended(
         context.span_id,
@@ -278,8 +282,8 @@ def copied(span: ReadableSpan) -> Ended:
         None if parent is None else parent.span_id,
         cut(str(span.name), NAME),  # which the SDK does not check
         kind,
-        _nanoseconds(span.start_time),
-        None if end is None else _nanoseconds(end),
+        start if type(start) is int else _nanoseconds(start),
+        end if end is None or type(end) is int else _nanoseconds(end),
         None if kind == "span" or end is None else _outcome(span),
         status.status_code is StatusCode.ERROR,
         cut(status.description or "", DESCRIPTION),
