@@ -55,6 +55,15 @@ def questions_of(page: Page) -> list[str]:
     return asked
 
 
+def tab_to(page: Page, wanted: Locator) -> None:
+    """Press Tab until it has the focus."""
+    for _ in range(30):
+        if wanted.evaluate("element => element === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    expect(wanted).to_be_focused()
+
+
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 def test_every_outcome_is_shown_with_its_request(shop: Shop, open_page: OpenPage) -> None:
     """What ran, failed, never ran, was handed over, runs or waits stands in its request's card, with the reason."""
@@ -152,11 +161,7 @@ def test_the_cards_can_be_filtered_by_keyboard(shop: Shop, open_page: OpenPage) 
     titles = page.get_by_role("article").filter(visible=True).get_by_role("heading")
     expect(titles).to_have_count(2)
     failed, search = total_of(page, "failed"), page.get_by_role("searchbox", name="Filter")
-    for _ in range(20):
-        if failed.evaluate("element => element === document.activeElement"):
-            break
-        page.keyboard.press("Tab")
-    expect(failed).to_be_focused()
+    tab_to(page, failed)
     expect(failed).to_have_attribute("aria-pressed", "false")
     page.keyboard.press("Space")
     expect(failed).to_have_attribute("aria-pressed", "true")
@@ -571,11 +576,7 @@ def test_a_row_is_opened_by_keyboard(shop: Shop, open_page: OpenPage) -> None:
     page = open_page(shop.page)
     row = row_of(card_of(page, "/signup"), "charge_card")
     expect(row).to_have_attribute("aria-expanded", "false")
-    for _ in range(30):
-        if row.evaluate("element => element === document.activeElement"):
-            break
-        page.keyboard.press("Tab")
-    expect(row).to_be_focused()
+    tab_to(page, row)
     expect(row).not_to_have_css("outline-style", "none")
     page.keyboard.press("Enter")
     expect(row).to_have_attribute("aria-expanded", "true")

@@ -113,7 +113,7 @@ class TasksPage:
         elif is_http and not self._allow_remote and not _is_local(scope):
             await PlainTextResponse(_CLOSED, 403)(scope, receive, send_guarded)
         else:
-            if scope["type"] == "http":  # by its end, which is there whether or not a proxy has stripped the root path
+            if is_http:  # by its end, which is there whether or not a proxy has stripped the root path
                 scope = {**scope, "root_path": "", "path": "/" + scope["path"].rpartition("/")[2]}
             await self._app(scope, receive, send_guarded)
 

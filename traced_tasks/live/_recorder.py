@@ -209,16 +209,15 @@ class Recorder(SpanProcessor):
             self._evict_from(self._kept)
 
     def _evict_from(self, cards: deque[Card]) -> None:
-        card = cards.popleft()
-        for _ in range(_SPARED):
+        spared = 0
+        while True:
+            card = cards.popleft()
             if card.has_work and cards is self._quiet:
                 return  # it has gone over to those that are kept
-            if not card.is_open():
+            if spared == _SPARED or not card.is_open():
                 break
             cards.append(card)
-            card = cards.popleft()
-        if card.has_work and cards is self._quiet:
-            return
+            spared += 1
         card.evicted = True
         self.totals["evicted"] += card.has_work
         spans, card.spans = card.spans, {}  # so that none of them is counted twice
@@ -237,8 +236,7 @@ def _context(span: ReadableSpan) -> SpanContext:
 
 def is_work(span: ReadableSpan) -> bool:
     """Whether a span is that of a task, or of its hand-over."""
-    scope = span.instrumentation_scope
-    name = "" if scope is None else scope.name
+    name = _scope(span)
     return name == "traced_tasks" or (name in _ENGINES and span.kind is SpanKind.PRODUCER)
 
 
