@@ -1,4 +1,4 @@
-"""The programs of the documentation, and how to run one."""
+"""The programs of the documentation, how to run one, and how to ask it."""
 
 import re
 import subprocess
@@ -7,8 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "examples"
+
+# Each request has a connection of its own, for on one that is kept the next would wait for the tasks of the last. There
+# is no TLS, whose certificates take longer to read than an answer takes.
+http = httpx.Client(verify=False, trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 @contextmanager

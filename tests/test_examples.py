@@ -21,7 +21,6 @@ from typing import Annotated, Any, get_type_hints
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
-import httpx
 import pytest
 import sqlalchemy.exc
 import sqlalchemy.orm.exc
@@ -47,7 +46,7 @@ from starlette.types import ASGIApp, Message
 
 from tests.backends.receiver import receive_http
 from tests.conftest import Spans, is_child, scope
-from tests.programs import DOCS, EXAMPLES, serve
+from tests.programs import DOCS, EXAMPLES, http, serve
 from traced_tasks import TaskTracing
 from traced_tasks import TracedBackgroundTasks as TracedAnnotation
 from traced_tasks._background import TracedBackgroundTasks
@@ -240,7 +239,7 @@ def ended(url: str) -> list[dict[str, Any]]:
     deadline = monotonic() + 20
     cards: list[dict[str, Any]] = []
     while monotonic() < deadline:
-        cards = httpx.get(f"{url}/tasks/data").json()["cards"]
+        cards = http.get(f"{url}/tasks/data").json()["cards"]
         if cards and all(span["outcome"] for card in cards for span in card["spans"] or [{"outcome": None}]):
             return cards
         sleep(0.05)
@@ -250,8 +249,8 @@ def ended(url: str) -> list[dict[str, Any]]:
 def test_mounted() -> None:
     """The program has its page, and the page is told of the request and of its task."""
     with serve("live/mounted") as (url, _):
-        assert "<h1>Background tasks</h1>" in httpx.get(f"{url}/tasks", follow_redirects=True).text
-        assert httpx.post(f"{url}/checkout").status_code == 200
+        assert "<h1>Background tasks</h1>" in http.get(f"{url}/tasks", follow_redirects=True).text
+        assert http.post(f"{url}/checkout").status_code == 200
         (card,) = ended(url)
 
     assert card["root"]["attributes"]["http.route"] == "/checkout"
@@ -263,7 +262,7 @@ def test_auto_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     with receive_http() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         with serve("live/auto_configured") as (url, server):
-            assert httpx.post(f"{url}/checkout").status_code == 200
+            assert http.post(f"{url}/checkout").status_code == 200
             (card,) = ended(url)
             server.terminate()
             server.wait(20)
@@ -291,7 +290,7 @@ def test_development(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an endpoint the program has its page and exports nothing, not even at its end."""
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     with serve("live/development") as (url, server):
-        assert httpx.post(f"{url}/checkout").status_code == 200
+        assert http.post(f"{url}/checkout").status_code == 200
         (card,) = ended(url)
         server.terminate()
         log = server.communicate()[1]
@@ -306,8 +305,8 @@ def test_development_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
     with receive_http() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         with serve("live/development") as (url, server):
-            assert httpx.get(f"{url}/tasks/").status_code == 404
-            assert httpx.post(f"{url}/checkout").status_code == 200
+            assert http.get(f"{url}/tasks/").status_code == 404
+            assert http.post(f"{url}/checkout").status_code == 200
             server.terminate()
             server.wait(20)
 
@@ -411,7 +410,7 @@ def test_excluded_from_the_access_log(program: str) -> None:
     """What the page asks each second is not in uvicorn's access log, and what somebody opens is."""
     with serve(f"live/{program}", stdout=subprocess.PIPE) as (url, server):
         for path in ("/tasks/data?known=", "/tasks/"):
-            assert httpx.get(url + path).status_code == 200
+            assert http.get(url + path).status_code == 200
         server.terminate()
         log = server.communicate()[0]
 
@@ -856,7 +855,7 @@ async def test_earlier_cancelled(lost: Lost, spans: Spans) -> None:
 def test_earlier_cancelled_by_the_server() -> None:
     """A server that stops cancels the task that still runs, and warns of the one behind it."""
     with serve("lost/earlier_cancelled", "--timeout-graceful-shutdown", "1") as (url, server):
-        assert httpx.post(f"{url}/exports").status_code == 200
+        assert http.post(f"{url}/exports").status_code == 200
         server.terminate()
         log = server.communicate()[1]
 
@@ -985,7 +984,7 @@ def scraped() -> list[str]:
     """The lines of a scrape of the program, behind what the page has done with it."""
     with serve("scrape") as (url, _):
         for path in ("orders/1", "orders/2", "orders/0", "exports"):
-            httpx.post(f"{url}/{path}")
+            http.post(f"{url}/{path}")
         deadline = monotonic() + 20
         lines: list[str] = []
         receipts = (
@@ -994,7 +993,7 @@ def scraped() -> list[str]:
         while receipts not in lines or not any(line.startswith("background_task_lost_total{") for line in lines):
             assert monotonic() < deadline
             sleep(0.1)
-            lines = httpx.get(f"{url}/metrics").text.splitlines(keepends=True)
+            lines = http.get(f"{url}/metrics").text.splitlines(keepends=True)
     return lines
 
 
@@ -1452,7 +1451,7 @@ def test_batch(monkeypatch: pytest.MonkeyPatch, delay: str, stop: str, printed: 
     """A process that is killed takes the last batch along; its end, or a short delay, exports it."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", delay)
     with serve("troubleshooting/batch", stdout=subprocess.PIPE) as (url, server):
-        httpx.post(f"{url}/checkout")
+        http.post(f"{url}/checkout")
         assert server.stdout
         if delay == "50":
             assert any('"name": "background_task notify"' in line for line in server.stdout)

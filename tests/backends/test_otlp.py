@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import httpx
 import pytest
 from fastapi import FastAPI, HTTPException
 from httpx import AsyncClient
@@ -22,7 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from tests.backends.receiver import Received, attributes, receive_grpc, receive_http
-from tests.programs import serve
+from tests.programs import http, serve
 from traced_tasks import TracedBackgroundTasks
 
 Receive = Callable[[], AbstractContextManager[Received]]
@@ -209,7 +208,7 @@ def test_otlp(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
         with serve("otlp") as (url, server):
-            assert httpx.post(f"{url}/orders/7").status_code == 200
+            assert http.post(f"{url}/orders/7").status_code == 200
             assert server.stderr
             assert any(line.startswith("TimeoutError: the bank is silent") for line in server.stderr)
             server.terminate()
@@ -236,7 +235,7 @@ def test_otlp_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     with receive_http() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         with serve("otlp_metrics") as (url, server):
-            assert httpx.post(f"{url}/orders/7").status_code == 200
+            assert http.post(f"{url}/orders/7").status_code == 200
             server.terminate()
             server.communicate()
 

@@ -52,7 +52,7 @@ def test_the_story_of_issue_4251(spans: Spans, is_async: bool) -> None:
 
         return async_notify if is_async else notify
 
-    with serve(partner) as partner_url, httpx.Client() as http, serve(app) as url:
+    with serve(partner) as partner_url, httpx.Client(verify=False) as http, serve(app) as url:
         instrumentor.instrument_client(http)
 
         @app.post("/checkout")
@@ -60,7 +60,7 @@ def test_the_story_of_issue_4251(spans: Spans, is_async: bool) -> None:
             tasks.add_task(task(lambda: http.get(f"{partner_url}/mail")))
             return {"ok": True}
 
-        response = httpx.post(f"{url}/checkout")
+        response = httpx.post(f"{url}/checkout", verify=False)
         answered.set()
 
     assert response.json() == {"ok": True}
@@ -89,7 +89,7 @@ def test_requests_at_once(spans: Spans) -> None:
         tasks.add_task(async_notify, number)
         tasks.add_task(notify, number)
 
-    with serve(app) as url, httpx.Client() as http:
+    with serve(app) as url, httpx.Client(verify=False) as http:
         threads = [
             threading.Thread(target=lambda number=number: http.post(f"{url}/checkout/{number}")) for number in range(20)
         ]

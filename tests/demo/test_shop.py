@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from tests.programs import http
 from traced_tasks.demo import shop
 from traced_tasks.demo.shop import export_catalogue, serve_shop
 
@@ -34,7 +34,7 @@ def shown(url: str, path: str, wanted: Callable[[list[Any]], bool]) -> list[Any]
     until = time.monotonic() + 20
     spans: list[Any] = []
     while time.monotonic() < until:
-        cards = httpx.get(f"{url}tasks/data").json()["cards"]
+        cards = http.get(f"{url}tasks/data").json()["cards"]
         found = [card["spans"] for card in cards if card["root"]["attributes"].get("url.path") == path]
         spans = found[0] if found else []
         if wanted(spans):
@@ -69,19 +69,19 @@ def test_each_button(
 ) -> None:
     """The start page has a button for each request, and the page shows what becomes of its tasks."""
     _, url = served
-    assert f'data-path="{path}"' in httpx.get(url).text
+    assert f'data-path="{path}"' in http.get(url).text
 
     def found(spans: list[Any]) -> dict[str, str | None]:
         return {span["name"].split(" ", 1)[1]: span["outcome"] for span in spans if span["kind"] != "span"}
 
-    assert httpx.post(f"{url.rstrip('/')}{path}", timeout=20).status_code == status
+    assert http.post(f"{url.rstrip('/')}{path}").status_code == status
     assert found(shown(url, path, lambda spans: found(spans) == outcomes)) == outcomes
 
 
 def test_ctrl_c_ends_it(served: tuple["subprocess.Popen[str]", str]) -> None:
     """Ctrl-C closes the shop at once, whatever runs in it, and without a traceback."""
     process, url = served
-    httpx.post(f"{url}catalogue/export")
+    http.post(f"{url}catalogue/export")
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 0
 
@@ -91,9 +91,9 @@ def test_with_and_without_a_worker(monkeypatch: pytest.MonkeyPatch, missing: lis
     """Where there is nothing to run a worker with, the shop has all but the button for that, and it ends as cleanly."""
     monkeypatch.setattr(shop, "missing_packages", lambda: missing)
     with serve_shop() as url:
-        assert ('data-path="/checkout/worker" disabled' in httpx.get(url).text) is bool(missing)
-        assert httpx.post(f"{url}/checkout/worker").status_code == (404 if missing else 200)
-        assert httpx.post(f"{url}/checkout").status_code == 200
+        assert ('data-path="/checkout/worker" disabled' in http.get(url).text) is bool(missing)
+        assert http.post(f"{url}/checkout/worker").status_code == (404 if missing else 200)
+        assert http.post(f"{url}/checkout").status_code == 200
 
 
 def test_the_export_has_pages() -> None:

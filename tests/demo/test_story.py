@@ -45,7 +45,7 @@ def tree(recording: Recording) -> list[str]:
 @pytest.fixture(scope="module")
 def recordings() -> list[Recording]:
     said: list[str] = []
-    with httpx.Client(trust_env=False) as client, story.checkout_story() as told:
+    with httpx.Client(trust_env=False, verify=False) as client, story.checkout_story() as told:
         recordings = [record(chapter, client, said.append) for chapter in told.chapters]
     assert said == [
         "POST /checkout: waiting for the response",
@@ -56,7 +56,7 @@ def recordings() -> list[Recording]:
 
 @pytest.fixture(scope="module")
 def lost() -> list[Recording]:
-    with httpx.Client(trust_env=False) as client, story.lost_story() as told:
+    with httpx.Client(trust_env=False, verify=False) as client, story.lost_story() as told:
         return [record(chapter, client, lambda _: None) for chapter in told.chapters]
 
 
@@ -109,7 +109,7 @@ def test_silence_with_operation_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(app, "FastAPI", more)
     told = Chapter("A title", "A sentence.", create_app, "/signup", never_ran=signup.never_ran)
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(trust_env=False, verify=False) as client:
         recording = record(told, client, lambda _: None)
     assert [span.name for span in recording.spans].count("fastapi.background_task") == 2
     assert recording.untold == ["update_crm", "write_audit"]
@@ -302,7 +302,7 @@ def test_interrupted_server() -> None:
 
     def call(url: str) -> None:
         with suppress(httpx.HTTPError):
-            httpx.get(url, timeout=None, trust_env=False)
+            httpx.get(url, timeout=None, trust_env=False, verify=False)
 
     def interrupt() -> None:
         with serve(Starlette(routes=[Route("/", endless)])) as url:

@@ -62,7 +62,7 @@ def told() -> Iterator[story.Story]:
 @pytest.fixture(scope="module")
 def recording(told: story.Story) -> Recording:
     said: list[str] = []
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(trust_env=False, verify=False) as client:
         recording = record(told.chapters[0], client, said.append)
     assert said[0] == "waiting for the worker to come up"
     return recording
@@ -166,7 +166,7 @@ def test_before(told: story.Story, recording: Recording) -> None:
     def create_app(provider: TracerProvider, meter_provider: MeterProvider) -> FastAPI:
         return handover.create_app(handover.here, mail_url, worker.broker_url, provider, meter_provider)
 
-    with serve(checkout.create_mail_server()) as mail_url, httpx.Client(trust_env=False) as client:
+    with serve(checkout.create_mail_server()) as mail_url, httpx.Client(trust_env=False, verify=False) as client:
         before = record(Chapter("A title", "A sentence.", create_app, "/checkout"), client, lambda _: None)
     assert tree(before) == ["POST /checkout", "POST /checkout > background_task notify"]
 

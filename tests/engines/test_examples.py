@@ -7,12 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.backends.receiver import Received, receive_http
-from tests.programs import DOCS, EXAMPLES, serve
+from tests.programs import DOCS, EXAMPLES, http, serve
 
 PAGE = (DOCS / "engines.md").read_text()
 COMMANDS = {
@@ -69,7 +68,7 @@ def check(engine: str, url: str, monkeypatch: pytest.MonkeyPatch, started: Worke
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         with run_worker(engine, started), serve(f"engines/{engine}_shop") as (shop, _):
-            assert httpx.post(f"{shop}/checkout").json() == {"status": "paid"}
+            assert http.post(f"{shop}/checkout").json() == {"status": "paid"}
             drawn = "".join(lines(received, "background_task notify"))
 
     assert drawn == (EXAMPLES / "engines" / "tree.txt").read_text()
@@ -94,7 +93,7 @@ def test_unconfirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its broker, the application answers all the same, and its log has the line that the page shows."""
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
     with serve("engines/dramatiq_shop") as (shop, server):
-        assert httpx.post(f"{shop}/checkout").json() == {"status": "paid"}
+        assert http.post(f"{shop}/checkout").json() == {"status": "paid"}
         assert server.stderr
         line = next(line for line in server.stderr if "unconfirmed" in line)
 

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog,
 from starlette.types import ASGIApp
 
 from tests.live.app import Signals, create_app
+from tests.programs import http
 from tests.servers.serving import wait_for
 from traced_tasks.demo.server import serve
 
@@ -31,11 +32,9 @@ class Shop:
     def __init__(self, url: str, provider: TracerProvider, signals: Signals) -> None:
         self.url, self.provider, self.signals = url, provider, signals
         self.page = f"{url}/internal/tasks/"
-        # A connection that is kept would have the next request wait for the tasks of the last.
-        self._client = httpx.Client(base_url=url, limits=httpx.Limits(max_keepalive_connections=0), timeout=30)
 
     def post(self, path: str, **params: str) -> httpx.Response:
-        return self._client.post(path, params=params)
+        return http.post(self.url + path, params=params)
 
 
 @pytest.fixture
@@ -118,16 +117,14 @@ class Process:
         )
         self.url = f"http://127.0.0.1:{port}"
         self.page = f"{self.url}/internal/tasks/"
-        transport = httpx.HTTPTransport(retries=0, limits=httpx.Limits(max_keepalive_connections=0))
-        self._client = httpx.Client(base_url=self.url, transport=transport, timeout=30)
 
     def post(self, path: str) -> httpx.Response:
-        return self._client.post(path)
+        return http.post(self.url + path)
 
     def is_up(self) -> bool:
         assert self._process.poll() is None
         try:
-            return self._client.get("/internal/tasks/").is_success
+            return http.get(self.page).is_success
         except httpx.TransportError:
             return False
 

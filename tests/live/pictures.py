@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-import httpx
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.programs import http
 from traced_tasks.demo.shop import serve_shop
 
 PICTURES = Path(__file__).parent.parent.parent / "docs" / "pictures"
@@ -41,7 +41,7 @@ def take(url: str, browser: Browser) -> None:
         ("/signup", "2 never ran"),
         ("/catalogue/export", "page 2"),
     ]:
-        httpx.post(f"{url}{path}")
+        http.post(f"{url}{path}")
         light.locator("#cards").get_by_text(then).first.wait_for()
     shots = {name: page.screenshot(animations="disabled") for name, page in pages.items()}
     for name, shot in shots.items():

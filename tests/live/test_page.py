@@ -309,7 +309,7 @@ def test_on_a_real_server(prefix: str) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     app = FastAPI()
     app.mount(prefix, TasksPage(provider))
-    with serve(app) as url, httpx.Client() as http:
+    with serve(app) as url, httpx.Client(verify=False) as http:
         page = http.get(f"{url}{prefix}", follow_redirects=True)
         assert page.url.path == f"{prefix}/"
         assert 'href="page.css"' in page.text

@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 
+from tests.programs import http
+
 COMMANDS: dict[str, list[str]] = {
     **{
         f"uvicorn-{http}-{loop}": ["uvicorn", "--http", http, "--loop", loop, "--port", "{port}"]
@@ -42,7 +44,7 @@ class Server:
         self._records = records
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30)
+        return http.get(self.url + path)
 
     def open(self, path: str) -> socket.socket:
         """Send a GET, and leave the answer to the test."""

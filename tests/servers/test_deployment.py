@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import pytest
 import yaml
 
 from tests.backends.receiver import Received, attributes, receive_http
+from tests.programs import http
 from tests.servers.serving import COMMANDS, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "deployment"
@@ -116,7 +116,7 @@ def test_reported(server: str, received: Received, tmp_path: Path) -> None:
     """The program says at a SIGTERM what runs and waits, then that it has ended, and exports the spans of all of it."""
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint}
     with serve(server, "reported:app", tmp_path, *RECIPES[server], **endpoint) as program:
-        assert httpx.post(f"{program.url}/exports").is_success
+        assert http.post(f"{program.url}/exports").is_success
         program.stop()
 
         assert program.lines() == untimed((EXAMPLES / "reported.txt").read_text())
@@ -139,7 +139,7 @@ def test_a_time_of_grace_that_is_over(
     """A server with a time of grace cancels what still runs, and the spans that say so are exported before it ends."""
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint}
     with serve(server, "reported:app", tmp_path, *options, **endpoint) as program:
-        assert httpx.post(f"{program.url}/exports?seconds=600").is_success
+        assert http.post(f"{program.url}/exports?seconds=600").is_success
         program.stop()
 
         assert ended(received) == CUT_SHORT
@@ -156,7 +156,7 @@ def test_stopping(by: signal.Signals, received: Received, tmp_path: Path) -> Non
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint}
     options = "--worker-class", "quick.Worker", "--graceful-timeout", "60"
     with serve("gunicorn", "reported:app", tmp_path, *options, **endpoint) as program:
-        assert httpx.post(f"{program.url}/exports?seconds=600").is_success
+        assert http.post(f"{program.url}/exports?seconds=600").is_success
         assert program.stop(by) == 0
 
         assert program.lines() == untimed((EXAMPLES / "stopping.txt").read_text())
@@ -189,8 +189,8 @@ def test_the_command_of_a_container(command: list[str], received: Received, tmp_
     port = free_port()
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint, "UVICORN_PORT": str(port)}
     with run(command, port, tmp_path, **settings) as program:
-        assert httpx.get(program.url + container["readinessProbe"]["httpGet"]["path"]).is_success
-        assert httpx.post(f"{program.url}/exports").is_success
+        assert http.get(program.url + container["readinessProbe"]["httpGet"]["path"]).is_success
+        assert http.post(f"{program.url}/exports").is_success
         assert program.stop() == -signal.SIGTERM
 
         assert program.lines() == untimed((EXAMPLES / "reported.txt").read_text())
@@ -233,11 +233,11 @@ def test_pods_differ_in_their_command() -> None:
 def test_admin(tmp_path: Path) -> None:
     """The admin route lists what runs and waits, and the health check counts what waits."""
     with serve("uvicorn-h11-asyncio", "admin:app", tmp_path) as program:
-        assert httpx.get(f"{program.url}/health").json() == {"waiting": 0, "late": 0}
-        assert httpx.post(f"{program.url}/exports").is_success
-        wait_for(lambda: "running" in httpx.get(f"{program.url}/admin/tasks").text)
+        assert http.get(f"{program.url}/health").json() == {"waiting": 0, "late": 0}
+        assert http.post(f"{program.url}/exports").is_success
+        wait_for(lambda: "running" in http.get(f"{program.url}/admin/tasks").text)
 
-        running, waiting = httpx.get(f"{program.url}/admin/tasks").json()
+        running, waiting = http.get(f"{program.url}/admin/tasks").json()
         assert (running["function"], running["state"]) == ("admin.write_export", "running")
         assert (waiting["function"], waiting["state"]) == ("admin.send_link", "waiting")
-        assert httpx.get(f"{program.url}/health").json() == {"waiting": 1, "late": 0}
+        assert http.get(f"{program.url}/health").json() == {"waiting": 1, "late": 0}
