@@ -1178,16 +1178,28 @@ def run_tests(tmp_path: Path, *command: str, **others: str) -> tuple[bool, str]:
     return run.returncode == 0, run.stdout + run.stderr
 
 
-def error_in(output: str) -> str:
-    """The lines in which pytest shows an error."""
-    return "".join(f"{line}\n" for line in re.findall(r"^E {7}(.*)$", output, re.MULTILINE))
+def results(output: str, file: str) -> list[str]:
+    """What became of each test of a file."""
+    return re.findall(rf"^([A-Z]+) {file}\.py::", output, re.MULTILINE)
 
 
-def test_shop(tmp_path: Path) -> None:
-    """The page's tests of its program pass as they are printed, with each warning an error."""
-    passed, output = run_tests(tmp_path, "pytest", "-W", "error", "test_shop.py")
-    assert passed, output
-    assert "6 passed" in output
+def error_in(output: str, test: str) -> str:
+    """The lines in which pytest shows the error of a test."""
+    (shown,) = re.findall(rf"(?ms)^_+ {test} _+$(.*?)(?=^[_=]+ )", output)
+    return "".join(f"{line}\n" for line in re.findall(r"^E {7}(.*)$", shown, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def tests_of_the_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest prints of the page's tests, with each warning an error."""
+    files = "test_shop.py", "test_spans.py", "loses.py", "not_one.py"
+    _, output = run_tests(tmp_path_factory.mktemp("page"), "pytest", "-rpf", "-W", "error", *files)
+    return output
+
+
+def test_shop(tests_of_the_page: str) -> None:
+    """The page's tests of its program pass as they are printed."""
+    assert results(tests_of_the_page, "test_shop") == ["PASSED"] * 6, tests_of_the_page
 
 
 def test_with_unittest(tmp_path: Path) -> None:
@@ -1197,26 +1209,23 @@ def test_with_unittest(tmp_path: Path) -> None:
     assert "Ran 1 test" in output
 
 
-def test_spans(tmp_path: Path) -> None:
+def test_spans(tests_of_the_page: str) -> None:
     """The page's test of spans passes."""
-    passed, output = run_tests(tmp_path, "pytest", "-W", "error", "test_spans.py")
-    assert passed, output
+    assert results(tests_of_the_page, "test_spans") == ["PASSED"], tests_of_the_page
 
 
-def test_loses(tmp_path: Path) -> None:
-    """A test that loses a task fails with the message that the page shows."""
-    passed, output = run_tests(tmp_path, "pytest", "loses.py")
-    assert not passed
-    assert error_in(output) == (EXAMPLES / "testing" / "loses.txt").read_text()
-    assert "\nloses.py:8: AssertionError\n" in output
+def test_loses(tests_of_the_page: str) -> None:
+    """A test that loses a task fails, in its own line, with the message that the page shows."""
+    assert results(tests_of_the_page, "loses") == ["FAILED"]
+    assert error_in(tests_of_the_page, "test_sold_out") == (EXAMPLES / "testing" / "loses.txt").read_text()
+    assert "\nloses.py:8: AssertionError\n" in tests_of_the_page
 
 
-def test_not_one(tmp_path: Path) -> None:
-    """A test that asks for a task that was not added fails with the message that the page shows."""
-    passed, output = run_tests(tmp_path, "pytest", "not_one.py")
-    assert not passed
-    assert error_in(output) == (EXAMPLES / "testing" / "not_one.txt").read_text()
-    assert "\nnot_one.py:11: AssertionError\n" in output
+def test_not_one(tests_of_the_page: str) -> None:
+    """A test that asks for a task that was not added fails, in its own line, with the message that the page shows."""
+    assert results(tests_of_the_page, "not_one") == ["FAILED"]
+    assert error_in(tests_of_the_page, "test_an_order_is_counted") == (EXAMPLES / "testing" / "not_one.txt").read_text()
+    assert "\nnot_one.py:11: AssertionError\n" in tests_of_the_page
 
 
 PLAIN = (
@@ -1228,12 +1237,10 @@ PLAIN = (
 
 def test_loses_in_a_route_that_has_not_opted_in(tmp_path: Path) -> None:
     """The test that loses a task passes if the route has not opted in, and one that asks for the task fails."""
-    passed, output = run_tests(tmp_path / "lost", "pytest", "loses.py", shop=PLAIN)
-    assert passed, output
-
-    passed, output = run_tests(tmp_path / "sought", "pytest", "not_one.py", shop=PLAIN)
-    assert not passed
-    assert error_in(output) == (
+    _, output = run_tests(tmp_path, "pytest", "-rpf", "loses.py", "not_one.py", shop=PLAIN)
+    assert results(output, "loses") == ["PASSED"], output
+    assert results(output, "not_one") == ["FAILED"]
+    assert error_in(output, "test_an_order_is_counted") == (
         "AssertionError: no tasks of count_attempt were added, not one. There was: nothing. (Only routes that opt in "
         "are recorded.)\n"
     )

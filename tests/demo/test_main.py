@@ -176,13 +176,17 @@ def test_closed_output() -> None:
         "uvicorn",
     ],
 )
-def test_missing_package(package: str) -> None:
+def test_missing_package(package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a package of the extra, one line says how to get it."""
-    code = f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_module('traced_tasks', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(rf'.*{package}.*: pip install "traced-tasks\[demo\]"\n', done.stderr)
+    monkeypatch.setattr(traced_tasks, "demo", traced_tasks.demo)  # which the import below replaces
+    for name in [name for name in sys.modules if name.startswith("traced_tasks.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in {package, *(name for name in sys.modules if name.startswith(f"{package}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main([]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.fullmatch(rf'.*{package}.*: pip install "traced-tasks\[demo\]"\n', told.err)
 
 
 def test_old_fastapi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
