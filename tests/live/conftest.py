@@ -64,29 +64,46 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> BrowserContext:
+    """One for all pages, for a new one costs more than a page. What a page stores is its server's, which is new."""
+    return browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+
+
 @pytest.fixture
-def open_page(browser: Browser, serve_shop: Callable[..., Shop]) -> Iterator[Callable[..., Page]]:
-    """Open an address in a context of its own. At the end it is an error if a page had one, or asked anybody else."""
-    contexts: list[BrowserContext] = []
+def open_page(
+    browser: Browser, context: BrowserContext, serve_shop: Callable[..., Shop]
+) -> Iterator[Callable[..., Page]]:
+    """Open an address. At the end it is an error if a page had one, or asked anybody else."""
     faults: list[str] = []
 
-    def open_page(url: str, *, clock: bool = False, may_fail: str | None = None, **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-        if clock:  # so that a test can let time pass
-            page.clock.install()
-        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-        page.on("dialog", partial(_dismiss, faults))
-        page.on("console", partial(_check_console, faults, may_fail))
-        page.on("request", partial(_check_origin, faults, page))
-        page.goto(url)
-        return page
+    with ExitStack() as stack:
 
-    yield open_page
-    for context in contexts:
-        context.close()
+        def open_page(
+            url: str,
+            *,
+            width: int = 1280,
+            height: int = 900,
+            clock: bool = False,
+            may_fail: str | None = None,
+            **media: Any,
+        ) -> Page:
+            # A clock, by which a test can let time pass, is one for all pages of a context.
+            page = stack.enter_context((browser.new_context() if clock else context).new_page())
+            if clock:
+                stack.callback(page.context.close)
+                page.clock.install()
+            page.set_default_timeout(10_000)
+            page.set_viewport_size({"width": width, "height": height})
+            page.emulate_media(**media)
+            page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+            page.on("dialog", partial(_dismiss, faults))
+            page.on("console", partial(_check_console, faults, may_fail))
+            page.on("request", partial(_check_origin, faults, page))
+            page.goto(url)
+            return page
+
+        yield open_page
     assert not faults
 
 

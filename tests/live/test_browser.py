@@ -248,7 +248,7 @@ def test_what_one_reads_stays_where_it_is(shop: Shop, open_page: OpenPage, heigh
     """An open row does not move by a pixel when there is more, or less, above it; what is new is announced."""
     shop.post("/checkout")
     shop.post("/exports/spring")
-    page = open_page(shop.page, viewport={"width": 1000, "height": height})
+    page = open_page(shop.page, width=1000, height=height)
     read = row_of(card_of(page, "/checkout"), "send_receipt")
     read.click()
     expect(read).to_have_attribute("aria-expanded", "true")
@@ -317,7 +317,7 @@ def test_what_one_has_scrolled_to_stays_where_it_is(shop: Shop, open_page: OpenP
     for _ in range(4):
         shop.post("/checkout")
     shop.post("/exports/spring")
-    page = open_page(shop.page, viewport={"width": 1000, "height": 500})
+    page = open_page(shop.page, width=1000, height=500)
     export = card_of(page, "/exports")
     for number in range(1, 6):
         expect(row_of(export, f"page {number}")).to_be_attached()
@@ -595,7 +595,7 @@ def test_a_task_that_runs_is_found(shop: Shop, open_page: OpenPage) -> None:
     shop.post("/exports/spring")
     for _ in range(8):
         shop.post("/checkout")
-    page = open_page(shop.page, viewport={"width": 1000, "height": 500})
+    page = open_page(shop.page, width=1000, height=500)
     running = page.get_by_role("region", name="Running now").get_by_role("button")
     running.click()
     row = row_of(card_of(page, "/exports"), "export_catalogue")
@@ -613,7 +613,7 @@ def test_a_trace_is_copied_and_linked(serve_shop: ServeShop, open_page: OpenPage
     """The trace id goes to the clipboard, and a link leads to the trace in another place, which learns nothing."""
     shop = serve_shop(trace_url="http://traces.example/{trace_id}?of={trace_id}")
     shop.post("/checkout")
-    page = open_page(shop.page, permissions=["clipboard-read", "clipboard-write"])
+    page = open_page(shop.page)
     card = card_of(page, "/checkout")
     copy = card.get_by_title("Copy the trace id")
     trace_id = (copy.get_attribute("title") or "")[-32:]
@@ -631,7 +631,7 @@ def test_a_trace_is_copied_and_linked(serve_shop: ServeShop, open_page: OpenPage
 def test_a_trace_id_is_copied_once(shop: Shop, open_page: OpenPage) -> None:
     """Who clicks twice finds the id again afterwards."""
     shop.post("/checkout")
-    page = open_page(shop.page, permissions=["clipboard-read", "clipboard-write"])
+    page = open_page(shop.page)
     copy = card_of(page, "/checkout").get_by_title("Copy the trace id")
     shown = copy.inner_text()
     copy.dblclick()
