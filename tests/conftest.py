@@ -1,4 +1,5 @@
 import gc
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,6 +30,12 @@ collect_ignore = [
     *([] if find_spec("fastapi.sse") else ["behaviour/test_sse.py"]),
     *([] if find_spec("ddtrace") else ["neighbours"]),  # they have a nox session of their own
 ]
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which not every session has
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core: many tests wait for a server or a browser most of their time."""
+    return min(2 * (os.cpu_count() or 1), 16)
 
 
 def pytest_collection_finish() -> None:

@@ -80,7 +80,9 @@ def run(command: list[str], port: int, folder: Path, **environment: str) -> Iter
 
     def is_up() -> bool:
         assert process.poll() is None, program.log()
-        return "Application startup complete" in program.log() or "Running on" in program.log()
+        # All workers, for gunicorn's signal does not reach one that is being forked.
+        started = program.log().count("Application startup complete")
+        return started >= (2 if "--preload" in command else 1) or "Running on" in program.log()
 
     try:
         wait_for(is_up)
