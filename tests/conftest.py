@@ -33,9 +33,12 @@ collect_ignore = [
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which not every session has
-def pytest_xdist_auto_num_workers() -> int:
-    """Two for each core: many tests wait for a server or a browser most of their time."""
-    return min(2 * (os.cpu_count() or 1), 16)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Two for each core, for many tests wait for a server or a browser most of their time."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # whoever sets it knows better
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * cores, 16)  # with more of them there is nothing left but the longest tests
 
 
 def pytest_collection_finish() -> None:

@@ -12,8 +12,8 @@ import httpx
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "examples"
 
-# Each request has a connection of its own, for on one that is kept the next would wait for the tasks of the last. There
-# is no TLS, whose certificates take longer to read than an answer takes.
+# Each request has a connection of its own, for on one that is kept the next would wait for the tasks of the last. No
+# TLS, for reading its certificates takes longer than an answer.
 http = httpx.Client(verify=False, trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 
 

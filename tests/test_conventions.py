@@ -137,6 +137,7 @@ def stop_with_a_task(lines: Lines) -> None:
 
 @pytest.fixture(scope="module")
 def told() -> Iterator[Told]:
+    sent.clear()
     told, lines, spans, measured = Told(), Lines(), Spans(), Metrics()
     exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
     provider = LoggerProvider()

@@ -1193,7 +1193,7 @@ def error_in(output: str, test: str) -> str:
 def tests_of_the_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What pytest prints of the page's tests, with each warning an error."""
     files = "test_shop.py", "test_spans.py", "loses.py", "not_one.py"
-    _, output = run_tests(tmp_path_factory.mktemp("page"), "pytest", "-rpf", "-W", "error", *files)
+    _, output = run_tests(tmp_path_factory.mktemp("page"), "pytest", "-rpfE", "-W", "error", *files)
     return output
 
 
@@ -1216,14 +1216,14 @@ def test_spans(tests_of_the_page: str) -> None:
 
 def test_loses(tests_of_the_page: str) -> None:
     """A test that loses a task fails, in its own line, with the message that the page shows."""
-    assert results(tests_of_the_page, "loses") == ["FAILED"]
+    assert results(tests_of_the_page, "loses") == ["FAILED"], tests_of_the_page
     assert error_in(tests_of_the_page, "test_sold_out") == (EXAMPLES / "testing" / "loses.txt").read_text()
     assert "\nloses.py:8: AssertionError\n" in tests_of_the_page
 
 
 def test_not_one(tests_of_the_page: str) -> None:
     """A test that asks for a task that was not added fails, in its own line, with the message that the page shows."""
-    assert results(tests_of_the_page, "not_one") == ["FAILED"]
+    assert results(tests_of_the_page, "not_one") == ["FAILED"], tests_of_the_page
     assert error_in(tests_of_the_page, "test_an_order_is_counted") == (EXAMPLES / "testing" / "not_one.txt").read_text()
     assert "\nnot_one.py:11: AssertionError\n" in tests_of_the_page
 
@@ -1237,9 +1237,9 @@ PLAIN = (
 
 def test_loses_in_a_route_that_has_not_opted_in(tmp_path: Path) -> None:
     """The test that loses a task passes if the route has not opted in, and one that asks for the task fails."""
-    _, output = run_tests(tmp_path, "pytest", "-rpf", "loses.py", "not_one.py", shop=PLAIN)
+    _, output = run_tests(tmp_path, "pytest", "-rpfE", "loses.py", "not_one.py", shop=PLAIN)
     assert results(output, "loses") == ["PASSED"], output
-    assert results(output, "not_one") == ["FAILED"]
+    assert results(output, "not_one") == ["FAILED"], output
     assert error_in(output, "test_an_order_is_counted") == (
         "AssertionError: no tasks of count_attempt were added, not one. There was: nothing. (Only routes that opt in "
         "are recorded.)\n"

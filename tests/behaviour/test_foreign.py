@@ -89,7 +89,7 @@ NOT_NEEDED_ANY_LONGER = ["starlette._utils", "fastapi.dependencies.utils", "the 
 
 
 def test_without_a_name() -> None:
-    """Without each of them the package is imported all the same, and a task has its span and its metrics."""
+    """Without any one of these names the package is imported all the same, and a task has its span and its metrics."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), *NEEDED, *NOT_NEEDED_ANY_LONGER],
         capture_output=True,

@@ -183,7 +183,10 @@ def test_missing_package(package: str, monkeypatch: pytest.MonkeyPatch, capsys: 
         monkeypatch.delitem(sys.modules, name)
     for name in {package, *(name for name in sys.modules if name.startswith(f"{package}."))}:
         monkeypatch.setitem(sys.modules, name, None)
-    assert main([]) == 2
+    monkeypatch.setattr(sys, "argv", ["traced_tasks"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(traced_tasks.__main__.__file__, run_name="__main__")
+    assert stop.value.code == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert re.fullmatch(rf'.*{package}.*: pip install "traced-tasks\[demo\]"\n', told.err)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -18,15 +19,21 @@ from traced_tasks.demo import shop
 from traced_tasks.demo.shop import export_catalogue, serve_shop
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """The program, and the address that it prints."""
+@contextmanager
+def run_shop() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Run the program, and read the address that it prints."""
     command = [sys.executable, "-m", "traced_tasks", "--serve"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         yield process, line.split("open: ")[1].split(" ")[0]
         process.kill()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with run_shop() as (_, url):
+        yield url
 
 
 def shown(url: str, path: str, wanted: Callable[[list[Any]], bool]) -> list[Any]:
@@ -64,11 +71,8 @@ def shown(url: str, path: str, wanted: Callable[[list[Any]], bool]) -> list[Any]
         ("/catalogue/export", 200, {"export_catalogue": None}),
     ],
 )
-def test_each_button(
-    served: tuple["subprocess.Popen[str]", str], path: str, status: int, outcomes: dict[str, str | None]
-) -> None:
+def test_each_button(url: str, path: str, status: int, outcomes: dict[str, str | None]) -> None:
     """The start page has a button for each request, and the page shows what becomes of its tasks."""
-    _, url = served
     assert f'data-path="{path}"' in http.get(url).text
 
     def found(spans: list[Any]) -> dict[str, str | None]:
@@ -78,12 +82,12 @@ def test_each_button(
     assert found(shown(url, path, lambda spans: found(spans) == outcomes)) == outcomes
 
 
-def test_ctrl_c_ends_it(served: tuple["subprocess.Popen[str]", str]) -> None:
+def test_ctrl_c_ends_it() -> None:
     """Ctrl-C closes the shop at once, whatever runs in it, and without a traceback."""
-    process, url = served
-    http.post(f"{url}catalogue/export")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0
+    with run_shop() as (process, url):
+        http.post(f"{url}catalogue/export")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize("missing", [[], ["taskiq"]])

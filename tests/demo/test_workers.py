@@ -61,6 +61,10 @@ def told() -> Iterator[story.Story]:
 
 @pytest.fixture(scope="module")
 def recording(told: story.Story) -> Recording:
+    return record_first(told)
+
+
+def record_first(told: story.Story) -> Recording:
     said: list[str] = []
     with httpx.Client(trust_env=False, verify=False) as client:
         recording = record(told.chapters[0], client, said.append)
@@ -171,14 +175,17 @@ def test_before(told: story.Story, recording: Recording) -> None:
     assert tree(before) == ["POST /checkout", "POST /checkout > background_task notify"]
 
 
-def test_killed_broker(told: story.Story, recording: Recording) -> None:
-    """A worker whose broker is killed ends, and the error tells why: the last test with this worker."""
-    worker = told.chapters[0].worker
-    assert worker is not None
-    (broker,) = children(worker.process.pid, 1)
-    broker.kill()
-    with pytest.raises(OSError, match=r"^the worker has ended with exit code 1: redis\.exceptions\.ConnectionError: "):
-        worker.spans(recording.spans[:2], lambda: None)
+def test_killed_broker() -> None:
+    """A worker whose broker is killed ends, and the error tells why."""
+    with story.workers_story() as told:
+        recording = record_first(told)
+        worker = told.chapters[0].worker
+        assert worker is not None
+        (broker,) = children(worker.process.pid, 1)
+        broker.kill()
+        error = r"^the worker has ended with exit code 1: redis\.exceptions\.ConnectionError: "
+        with pytest.raises(OSError, match=error):
+            worker.spans(recording.spans[:2], lambda: None)
 
 
 def test_killed(tmp_path: Path) -> None:

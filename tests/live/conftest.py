@@ -66,7 +66,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> BrowserContext:
-    """One for all pages, for a new one costs more than a page. What a page stores is its server's, which is new."""
+    """One for all pages without a clock, for a new one costs more than a page, and no page stores anything."""
     return browser.new_context(permissions=["clipboard-read", "clipboard-write"])
 
 

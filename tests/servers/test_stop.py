@@ -15,14 +15,11 @@ REPORT = {"REPORT": "yes"}
 
 def patience(name: str, seconds: int) -> tuple[str, ...]:
     """The options for how long a server waits for its tasks when it stops."""
-    if name in UVICORN:
-        return "--timeout-graceful-shutdown", str(seconds)
-    one_process = ("--workers", "0") if name == "hypercorn-asyncio" else ()
-    return *one_process, "--graceful-timeout", str(seconds)
+    return "--timeout-graceful-shutdown" if name in UVICORN else "--graceful-timeout", str(seconds)
 
 
 def code(name: str, by: signal.Signals) -> int:
-    """How a server exits."""
+    """The exit code of a server that a signal stops."""
     return -by if name in UVICORN and by == signal.SIGTERM else 0
 
 
@@ -59,21 +56,23 @@ ORDERS = "plain", "plain-sync", "traced", "traced-sync"
 @pytest.mark.parametrize("name", [*UVICORN, "hypercorn-asyncio"])
 def test_a_patient_server(name: str, by: signal.Signals, report: dict[str, str], tmp_path: Path) -> None:
     """A server that waits for its tasks lets them end, and those behind them; a report says so and changes nothing."""
-    assert_patient(name, by, report, tmp_path)
+    # Uvicorn waits without end of its own accord, and hypercorn has signals for its application in one process only.
+    options = () if name in UVICORN else ("--workers", "0", *patience(name, 25))
+    assert_patient(name, by, report, tmp_path, *options)
 
 
 @pytest.mark.parametrize(
     ("name", "report"),
-    [("gunicorn", {}), ("gunicorn", REPORT), ("hypercorn-trio", {})],
-    ids=["gunicorn", "gunicorn-report", "hypercorn-trio"],
+    [("gunicorn", {}), ("gunicorn", REPORT), ("hypercorn-asyncio", {}), ("hypercorn-trio", {})],
+    ids=["gunicorn", "gunicorn-report", "hypercorn-asyncio", "hypercorn-trio"],
 )
 def test_a_patient_supervisor(name: str, report: dict[str, str], tmp_path: Path) -> None:
-    """So does a server whose master passes SIGTERM on to its worker."""
-    assert_patient(name, signal.SIGTERM, report, tmp_path)
+    """So does a server whose master stops its worker at a SIGTERM."""
+    assert_patient(name, signal.SIGTERM, report, tmp_path, *patience(name, 25))
 
 
-def assert_patient(name: str, by: signal.Signals, report: dict[str, str], folder: Path) -> None:
-    with serve(name, folder, *patience(name, 25), **report) as server:
+def assert_patient(name: str, by: signal.Signals, report: dict[str, str], folder: Path, *options: str) -> None:
+    with serve(name, folder, *options, **report) as server:
         for order in ORDERS:
             run_slow(server, order)
         server.process.send_signal(by)
@@ -99,8 +98,8 @@ def assert_patient(name: str, by: signal.Signals, report: dict[str, str], folder
     ],
 )
 def test_an_impatient_server(name: str, report: dict[str, str], tmp_path: Path) -> None:
-    """Of tasks that a server cuts short when it stops, one is cancelled and one skipped, and both are told in time."""
-    with serve(name, tmp_path, *patience(name, 1), **report) as server:
+    """Of tasks that a server cuts short when it stops, one is cancelled and one skipped, and all is told in time."""
+    with serve(name, tmp_path, *patience(name, 2 if report else 1), **report) as server:
         for order in ("plain", "traced"):
             run_slow(server, order)
 
@@ -139,9 +138,10 @@ def test_a_task_that_waits_for_a_thread(name: str, tmp_path: Path) -> None:
         assert cause in "".join(warnings(server))
 
 
-def test_a_thread_that_the_time_of_grace_leaves_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("report", [{}, REPORT], ids=["", "report"])
+def test_a_thread_that_the_time_of_grace_leaves_behind(report: dict[str, str], tmp_path: Path) -> None:
     """No server can cancel a thread. A task in one goes with the process without a span, and a last line names it."""
-    with serve(UVICORN[0], tmp_path, *patience(UVICORN[0], 1), **REPORT) as server:
+    with serve(UVICORN[0], tmp_path, *patience(UVICORN[0], 2 if report else 1), **report) as server:
         run_slow(server, "traced-sync")
 
         assert server.terminate() == -signal.SIGTERM
@@ -149,13 +149,14 @@ def test_a_thread_that_the_time_of_grace_leaves_behind(tmp_path: Path) -> None:
         assert server.told("traced-sync") == [("behind", "skipped")]
         last = "Unfinished background tasks at the end of the application: 1 running, 0 waiting: "
         last += "tests.servers.app.sync_slow (running for n s)."
-        assert reports(server) == [at("SIGTERM", "sync_slow"), last]
+        assert reports(server) == ([at("SIGTERM", "sync_slow"), last] if report else [])
 
 
 @pytest.mark.parametrize("report", [{}, REPORT], ids=["", "report"])
 def test_a_killed_worker(report: dict[str, str], tmp_path: Path) -> None:
     """What gunicorn kills when its time is over was reported when that began; only the spans from before are there."""
-    with serve("gunicorn", tmp_path, *patience("gunicorn", 4 if report else 1), **report) as server:
+    seconds = 5 if report else 1  # on a busy machine the worker may take a while to report
+    with serve("gunicorn", tmp_path, *patience("gunicorn", seconds), **report) as server:
         server.get("/traced/checkout?order=before")
         wait_for(lambda: server.told("before") == [("notify", None), ("behind", None)])
         run_slow(server, "traced")
@@ -166,10 +167,14 @@ def test_a_killed_worker(report: dict[str, str], tmp_path: Path) -> None:
         assert reports(server) == ([at("SIGTERM", "slow")] if report else [])
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGQUIT], ids=lambda by: by.name)
-def test_a_signal_that_a_worker_ignores(by: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("by", "report"),
+    [(signal.SIGINT, {}), (signal.SIGINT, REPORT), (signal.SIGQUIT, REPORT)],
+    ids=["SIGINT", "SIGINT-report", "SIGQUIT-report"],
+)
+def test_a_signal_that_a_worker_ignores(by: signal.Signals, report: dict[str, str], tmp_path: Path) -> None:
     """At SIGINT and SIGQUIT gunicorn sends its worker SIGQUIT, which that ignores, and later kills it: no line."""
-    with serve("gunicorn", tmp_path, *patience("gunicorn", 2), **REPORT) as server:
+    with serve("gunicorn", tmp_path, *patience("gunicorn", 2), **report) as server:
         run_slow(server, "traced")
         server.process.send_signal(by)
 
@@ -179,20 +184,26 @@ def test_a_signal_that_a_worker_ignores(by: signal.Signals, tmp_path: Path) -> N
         assert not server.records(lifespan="stopped")
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT], ids=lambda by: by.name)
-@pytest.mark.parametrize("option", ["--workers", "--reload"])
-def test_a_report_behind_a_supervisor(option: str, by: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "by", "report"),
+    [
+        ("--workers", signal.SIGTERM, {}),
+        *((option, by, REPORT) for option in ("--workers", "--reload") for by in (signal.SIGTERM, signal.SIGINT)),
+    ],
+)
+def test_a_report_behind_a_supervisor(option: str, by: signal.Signals, report: dict[str, str], tmp_path: Path) -> None:
     """Uvicorn's supervisors pass each signal on as SIGTERM, and the process with the tasks reports that."""
     options = (option, "2") if option == "--workers" else (option, "--reload-dir", str(tmp_path))
-    with serve(UVICORN[0], tmp_path, *options, **REPORT) as server:
+    with serve(UVICORN[0], tmp_path, *options, **report) as server:
         run_slow(server, "traced")
         server.process.send_signal(by)
-        wait_for(lambda: reports(server) == [at("SIGTERM", "slow")])
+        if report:
+            wait_for(lambda: reports(server) == [at("SIGTERM", "slow")])
         server.release()
 
         assert server.process.wait(25) == 0
         assert server.ran("traced") == ["slow starts", "slow", "behind"]
-        assert reports(server) == [at("SIGTERM", "slow"), ended("SIGTERM")]
+        assert reports(server) == ([at("SIGTERM", "slow"), ended("SIGTERM")] if report else [])
 
 
 def is_closed(server: Server) -> bool:
@@ -204,16 +215,20 @@ def is_closed(server: Server) -> bool:
     return False
 
 
-def test_a_second_interrupt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("report", [{}, REPORT], ids=["", "report"])
+def test_a_second_interrupt(report: dict[str, str], tmp_path: Path) -> None:
     """Uvicorn cancels all at a second SIGINT: the first was reported, and the spans say what was cut short."""
-    with serve(UVICORN[0], tmp_path, **REPORT) as server:
+    with serve(UVICORN[0], tmp_path, **report) as server:
         run_slow(server, "traced")
         server.process.send_signal(signal.SIGINT)
-        wait_for(lambda: is_closed(server) and reports(server) == [at("SIGINT", "slow")])
+        wait_for(lambda: is_closed(server) and reports(server) == ([at("SIGINT", "slow")] if report else []))
         server.process.send_signal(signal.SIGINT)
 
         assert server.process.wait(25) == 0
         assert server.told("traced") == [("slow", "asyncio.exceptions.CancelledError"), ("behind", "skipped")]
+        if not report:
+            assert reports(server) == []
+            return
         first, last = reports(server)
         assert first == at("SIGINT", "slow")
         # Nothing says whether the application or its tasks are cancelled first.
@@ -230,7 +245,7 @@ def test_a_task_that_exits(name: str, queues: list[str], tmp_path: Path) -> None
         for queue in queues:
             server.get(f"/{queue}/exit?order={queue}")
             wait_for(partial(server.records, done=f"order={queue}"))
-            if name == "hypercorn-trio":  # the others survive it
+            if name == "hypercorn-trio":  # uvicorn survives it
                 server.process.wait(25)
             else:
                 assert server.get("/collect").is_success
