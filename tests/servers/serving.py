@@ -91,6 +91,14 @@ def wait_for(ready: Callable[[], Any]) -> Any:
     return answer
 
 
+def is_listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def serve(name: str, folder: Path, *options: str, **environment: str) -> Iterator[Server]:
     """Run a server until the end of the block."""
@@ -117,11 +125,7 @@ def serve(name: str, folder: Path, *options: str, **environment: str) -> Iterato
 
         def is_up() -> bool:
             assert process.poll() is None, Path(log.name).read_text()
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            except OSError:
-                return False
-            return bool(server.records(lifespan="started"))
+            return is_listening(port) and bool(server.records(lifespan="started"))
 
         try:
             wait_for(is_up)

@@ -17,7 +17,7 @@ import yaml
 
 from tests.backends.receiver import Received, attributes, receive_http
 from tests.programs import http
-from tests.servers.serving import COMMANDS, wait_for
+from tests.servers.serving import COMMANDS, is_listening, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "deployment"
 
@@ -82,7 +82,8 @@ def run(command: list[str], port: int, folder: Path, **environment: str) -> Iter
         assert process.poll() is None, program.log()
         # All workers, for gunicorn's signal does not reach one that is being forked.
         started = program.log().count("Application startup complete")
-        return started >= (2 if "--preload" in command else 1) or "Running on" in program.log()
+        has_started = started >= (2 if "--preload" in command else 1) or "Running on" in program.log()
+        return has_started and is_listening(port)  # uvicorn says the first before it listens
 
     try:
         wait_for(is_up)

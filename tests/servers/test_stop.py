@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.serving import Server, serve, wait_for
+from tests.servers.serving import Server, is_listening, serve, wait_for
 
 UVICORN = ["uvicorn-h11-asyncio", "uvicorn-httptools-uvloop"]
 REPORT = {"REPORT": "yes"}
@@ -206,22 +206,14 @@ def test_a_report_behind_a_supervisor(option: str, by: signal.Signals, report: d
         assert reports(server) == ([at("SIGTERM", "slow"), ended("SIGTERM")] if report else [])
 
 
-def is_closed(server: Server) -> bool:
-    """Whether it has stopped to listen."""
-    try:
-        server.open("/").close()
-    except OSError:
-        return True
-    return False
-
-
 @pytest.mark.parametrize("report", [{}, REPORT], ids=["", "report"])
 def test_a_second_interrupt(report: dict[str, str], tmp_path: Path) -> None:
     """Uvicorn cancels all at a second SIGINT: the first was reported, and the spans say what was cut short."""
     with serve(UVICORN[0], tmp_path, **report) as server:
         run_slow(server, "traced")
         server.process.send_signal(signal.SIGINT)
-        wait_for(lambda: is_closed(server) and reports(server) == ([at("SIGINT", "slow")] if report else []))
+        wait_for(lambda: not is_listening(server.port))
+        wait_for(lambda: reports(server) == ([at("SIGINT", "slow")] if report else []))
         server.process.send_signal(signal.SIGINT)
 
         assert server.process.wait(25) == 0
