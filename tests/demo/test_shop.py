@@ -26,8 +26,14 @@ def run_shop() -> Iterator[tuple["subprocess.Popen[str]", str]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        yield process, line.split("open: ")[1].split(" ")[0]
-        process.kill()
+        try:
+            yield process, line.split("open: ")[1].split(" ")[0]
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(10)
+            finally:
+                process.kill()
 
 
 @pytest.fixture(scope="module")
