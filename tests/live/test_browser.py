@@ -563,11 +563,20 @@ def test_every_text_can_be_read(shop: Shop, open_page: OpenPage, color_scheme: s
 
 
 def test_less_motion(shop: Shop, open_page: OpenPage) -> None:
-    """Who asks the system for less motion gets no transition."""
+    """What runs grows in steps, without an animation, and in fewer where one asks the system for less motion."""
     shop.post("/exports/spring")
-    for wish, seconds in {"no-preference": "0.3s, 0.3s", "reduce": "0s"}.items():
-        page = open_page(shop.page, reduced_motion=wish)
-        expect(page.locator(".bar").first).to_have_css("transition-duration", seconds)
+    steps: dict[str, int] = {}
+    for wish, scrolls in {"no-preference": "smooth", "reduce": "auto"}.items():
+        page = open_page(shop.page, clock=True, reduced_motion=wish)
+        expect(page.locator("html")).to_have_css("scroll-behavior", scrolls)
+        page.locator(".task .bar").first.evaluate("""bar => {
+            window.steps = new Set();
+            new MutationObserver(() => steps.add(bar.style.width)).observe(bar, {attributes: true});
+        }""")
+        page.clock.run_for(8_000)
+        steps[wish] = page.evaluate("steps.size")
+        assert page.evaluate("document.getAnimations()") == []
+    assert steps["no-preference"] >= 32 > 20 > steps["reduce"] >= 8
 
 
 def test_a_row_is_opened_by_keyboard(shop: Shop, open_page: OpenPage) -> None:
