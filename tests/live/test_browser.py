@@ -13,7 +13,8 @@ from tests.live.conftest import BROWSER, BROWSERS, Process, Shop
 from tests.servers.serving import wait_for
 
 if BROWSER is None:
-    pytest.skip(f"none of {', '.join(BROWSERS)} is there: in Debian, apt install chromium", allow_module_level=True)
+    names = ", ".join(BROWSERS)
+    pytest.skip(f"none of {names} is there: in Debian, apt install {BROWSERS[0]}", allow_module_level=True)
 
 OpenPage = Callable[..., Page]
 ServeShop = Callable[..., Shop]
