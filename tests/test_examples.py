@@ -980,6 +980,7 @@ async def test_hidden(lost: Lost, spans: Spans) -> None:
 # metrics.md
 
 
+@pytest.fixture(scope="module")
 def scraped() -> list[str]:
     """The lines of a scrape of the program, behind what the page has done with it."""
     with serve("scrape") as (url, _):
@@ -997,13 +998,13 @@ def scraped() -> list[str]:
     return lines
 
 
-def test_scrape() -> None:
+def test_scrape(scraped: list[str]) -> None:
     """A scrape of the program has the lines that the page shows, whatever the durations are."""
 
     def shape(lines: str) -> str:
         return re.sub(r"(_sum\{.*\}|_bucket\{.*le=\"0.25\"\}) .*", r"\1", lines)
 
-    lines = [line for line in scraped() if "background_task" in line]
+    lines = [line for line in scraped if "background_task" in line]
     charged = 'background_task_duration_seconds_bucket{code_function_name="scrape.charge",error_type="",'
     plain = [line for line in lines if "_bucket" not in line]
     buckets = [line for line in lines if line.startswith(charged)]
@@ -1025,9 +1026,9 @@ def queries(dashboard: dict[str, Any]) -> list[str]:
     ]
 
 
-def test_names_of_alerts_and_dashboard() -> None:
+def test_names_of_alerts_and_dashboard(scraped: list[str]) -> None:
     """The alerts, their tests and the dashboard have names of metrics and labels that are in a scrape, and all five."""
-    samples = [line for line in scraped() if line.startswith("background_task")]
+    samples = [line for line in scraped if line.startswith("background_task")]
     names = {sample.partition("{")[0] for sample in samples}
     labels = {label for sample in samples for label in re.findall(r'(\w+)="', sample)}
     dashboard = "\n".join(queries(json.loads((ALERTS / "dashboard.json").read_text())))

@@ -106,8 +106,7 @@ def ended(received: Received) -> dict[str, object]:
     return {name: known.get("error.type") for name, known in spans.items()}
 
 
-RECIPES = {
-    "uvicorn-h11-asyncio": ("--timeout-graceful-shutdown", "60"),
+RECIPES = {  # and Uvicorn's is the command of the container
     "gunicorn": ("--graceful-timeout", "60"),
     "gunicorn-preload": ("--graceful-timeout", "60"),
     "hypercorn-asyncio": ("--workers", "0", "--graceful-timeout", "60"),

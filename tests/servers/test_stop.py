@@ -51,9 +51,18 @@ def run_slow(server: Server, order: str) -> None:
 ORDERS = "plain", "plain-sync", "traced", "traced-sync"
 
 
-@pytest.mark.parametrize("report", [{}, REPORT], ids=["", "report"])
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT], ids=lambda by: by.name)
-@pytest.mark.parametrize("name", [*UVICORN, "hypercorn-asyncio"])
+@pytest.mark.parametrize(
+    ("name", "by", "report"),  # each two of them together
+    [
+        (UVICORN[0], signal.SIGTERM, {}),
+        (UVICORN[0], signal.SIGINT, REPORT),
+        (UVICORN[1], signal.SIGTERM, REPORT),
+        (UVICORN[1], signal.SIGINT, {}),
+        ("hypercorn-asyncio", signal.SIGTERM, REPORT),
+        ("hypercorn-asyncio", signal.SIGINT, {}),
+    ],
+    ids=lambda each: each.name if isinstance(each, signal.Signals) else None,
+)
 def test_a_patient_server(name: str, by: signal.Signals, report: dict[str, str], tmp_path: Path) -> None:
     """A server that waits for its tasks lets them end, and those behind them; a report says so and changes nothing."""
     # Uvicorn waits without end of its own accord, and hypercorn has signals for its application in one process only.
@@ -92,7 +101,8 @@ def assert_patient(name: str, by: signal.Signals, report: dict[str, str], folder
 @pytest.mark.parametrize(
     ("name", "report"),
     [
-        *((name, report) for name in UVICORN for report in ({}, REPORT)),
+        (UVICORN[0], REPORT),
+        (UVICORN[1], {}),
         ("hypercorn-asyncio", {}),
         ("hypercorn-trio", {}),
     ],
