@@ -545,5 +545,6 @@ $("show").addEventListener("click", () => {
 });
 document.addEventListener("visibilitychange", ask);
 setInterval(ask, EVERY);
+// Without a transition between the steps, which would lay out each frame.
 setInterval(grow, matchMedia("(prefers-reduced-motion: reduce)").matches ? 1000 : 250);
 ask();
