@@ -154,8 +154,7 @@ def test_interrupt() -> None:
 
 def test_closed_output() -> None:
     """A reader that stops listening ends it with one line."""
-    command = [*COMMAND, "--story", "lost"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()

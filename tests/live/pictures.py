@@ -3,7 +3,6 @@
 They are of the shop of `python -m traced_tasks --serve`, in Chromium, while a task runs.
 """
 
-import shutil
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +11,7 @@ from unittest.mock import patch
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.live.conftest import BROWSER
 from tests.programs import http
 from traced_tasks.demo.shop import serve_shop
 
@@ -43,7 +43,7 @@ def take(url: str, browser: Browser) -> None:
     ]:
         http.post(f"{url}{path}")
         light.locator("#cards").get_by_text(then).first.wait_for()
-    shots = {name: page.screenshot(animations="disabled") for name, page in pages.items()}
+    shots = {name: page.screenshot() for name, page in pages.items()}
     for name, shot in shots.items():
         save(shot, PICTURES / f"{name}.png")
 
@@ -62,7 +62,7 @@ def main() -> None:
         serve_shop() as url,
         sync_playwright() as playwright,
     ):
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         take(url, browser)
         browser.close()
 

@@ -106,7 +106,7 @@ def ended(received: Received) -> dict[str, object]:
     return {name: known.get("error.type") for name, known in spans.items()}
 
 
-RECIPES = {  # and Uvicorn's is the command of the container
+RECIPES = {  # Uvicorn's is the command of a container
     "gunicorn": ("--graceful-timeout", "60"),
     "gunicorn-preload": ("--graceful-timeout", "60"),
     "hypercorn-asyncio": ("--workers", "0", "--graceful-timeout", "60"),
@@ -184,12 +184,20 @@ def pod_command(server: str) -> list[str]:
     return [*container["command"], *container["args"]]
 
 
-@pytest.mark.parametrize("command", [dockerfile(), pod_command("uvicorn")], ids=["Dockerfile", "pod"])
-def test_the_command_of_a_container(command: list[str], received: Received, tmp_path: Path) -> None:
+# What uvicorn takes where it is installed alone, as by the Dockerfile.
+ALONE = {"UVICORN_HTTP": "h11", "UVICORN_LOOP": "asyncio"}
+
+
+@pytest.mark.parametrize(
+    ("command", "chosen"), [(dockerfile(), ALONE), (pod_command("uvicorn"), {})], ids=["Dockerfile", "pod"]
+)
+def test_the_command_of_a_container(
+    command: list[str], chosen: dict[str, str], received: Received, tmp_path: Path
+) -> None:
     """The command of the Dockerfile and of the pod serves, and at a SIGTERM reports, waits and exports."""
     _, container = pod("uvicorn")
     port = free_port()
-    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint, "UVICORN_PORT": str(port)}
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint, "UVICORN_PORT": str(port), **chosen}
     with run(command, port, tmp_path, **settings) as program:
         assert http.get(program.url + container["readinessProbe"]["httpGet"]["path"]).is_success
         assert http.post(f"{program.url}/exports").is_success

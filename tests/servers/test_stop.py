@@ -58,10 +58,12 @@ ORDERS = "plain", "plain-sync", "traced", "traced-sync"
         (UVICORN[0], signal.SIGINT, REPORT),
         (UVICORN[1], signal.SIGTERM, REPORT),
         (UVICORN[1], signal.SIGINT, {}),
-        ("hypercorn-asyncio", signal.SIGTERM, REPORT),
-        ("hypercorn-asyncio", signal.SIGINT, {}),
+        ("hypercorn-asyncio", signal.SIGTERM, {}),
+        ("hypercorn-asyncio", signal.SIGINT, REPORT),
     ],
-    ids=lambda each: each.name if isinstance(each, signal.Signals) else None,
+    ids=lambda each: (
+        each if isinstance(each, str) else each.name if isinstance(each, signal.Signals) else "".join(each)
+    ),
 )
 def test_a_patient_server(name: str, by: signal.Signals, report: dict[str, str], tmp_path: Path) -> None:
     """A server that waits for its tasks lets them end, and those behind them; a report says so and changes nothing."""
@@ -101,8 +103,7 @@ def assert_patient(name: str, by: signal.Signals, report: dict[str, str], folder
 @pytest.mark.parametrize(
     ("name", "report"),
     [
-        (UVICORN[0], REPORT),
-        (UVICORN[1], {}),
+        *((name, report) for name in UVICORN for report in ({}, REPORT)),
         ("hypercorn-asyncio", {}),
         ("hypercorn-trio", {}),
     ],
