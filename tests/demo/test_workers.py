@@ -43,10 +43,17 @@ def children(pid: int, number: int) -> list[psutil.Process]:
     return list(found)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it has ended between the two questions
+        return False
+
+
 def have_ended(processes: list[psutil.Process]) -> bool:
     """Wait until these processes have ended. Their end may not have been asked for yet, and never will."""
     end = monotonic() + 20
-    while running := [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]:
+    while running := list(filter(is_alive, processes)):
         if monotonic() > end:
             return False
         sleep(0.01)
